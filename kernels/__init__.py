@@ -1,0 +1,1 @@
+"""Compiled kernels of fastkl; imported as fastkl.kernels, never as a top-level module."""
