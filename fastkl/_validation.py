@@ -17,29 +17,37 @@ from numpy.typing import NDArray
 __all__ = ["check_all", "choice", "decreasing", "integer", "real_array", "real_number"]
 
 
-def real_array(name: str, value: Any, *, ndim: int | Sequence[int] = 1, min_size: int = 1) -> NDArray[np.float64]:
+def real_array(
+    name: str, value: Any, *, ndim: int | Sequence[int] = 1, min_size: int = 1
+) -> NDArray[np.float64]:
     """Return `value` as a C-contiguous float64 array of one of the allowed ranks, or raise.
 
     Integers and floats of any width and byte order are taken (a cast to float64 is exact up to 2**53); booleans,
     complex numbers, strings, objects, ragged lists and masked arrays are not.
     """
     if isinstance(value, np.ma.MaskedArray):
-        raise TypeError(f"{name}: must be a plain array of real numbers, got a masked array; fill or drop the mask")
+        raise TypeError(
+            f"{name}: must be a plain array of real numbers, got a masked array; fill or drop the mask"
+        )
     try:
         array = np.asarray(value)
     except ValueError as error:
         raise ValueError(f"{name}: must be a rectangular array of real numbers ({error})") from None
     except TypeError as error:
-        raise TypeError(f"{name}: must be an array of real numbers, got {type(value).__name__} ({error})") from None
+        raise TypeError(
+            f"{name}: must be an array of real numbers, got {type(value).__name__} ({error})"
+        ) from None
     if array.dtype.kind not in "iuf":
-        raise TypeError(f"{name}: must be an array of real numbers, got dtype {array.dtype} ({type(value).__name__})")
+        raise TypeError(
+            f"{name}: must be an array of real numbers, got dtype {array.dtype} ({type(value).__name__})"
+        )
     allowed = (ndim,) if isinstance(ndim, int) else tuple(ndim)
     if array.ndim not in allowed:
         ranks = " or ".join(f"{rank}-D" for rank in allowed)
         raise ValueError(f"{name}: must be {ranks}, got shape {array.shape}")
     if array.size < min_size:
         raise ValueError(f"{name}: must have at least {min_size} element(s), got shape {array.shape}")
-    return np.ascontiguousarray(array, dtype=np.float64)
+    return np.require(array, dtype=np.float64, requirements=["C_CONTIGUOUS", "ALIGNED"])
 
 
 def check_all(name: str, array: NDArray[Any], valid: NDArray[np.bool_], rule: str) -> None:
@@ -109,7 +117,9 @@ def integer(name: str, value: Any, *, minimum: int = 1, maximum: int | None = No
 def choice(name: str, value: Any, options: Sequence[str]) -> str:
     """Return `value` if it is one of `options`, or raise."""
     if not isinstance(value, str):
-        raise TypeError(f"{name}: must be one of {', '.join(map(repr, options))}, got {value!r} ({type(value).__name__})")
+        raise TypeError(
+            f"{name}: must be one of {', '.join(map(repr, options))}, got {value!r} ({type(value).__name__})"
+        )
     if value not in options:
         raise ValueError(f"{name} = {value!r}: must be one of {', '.join(map(repr, options))}")
     return value

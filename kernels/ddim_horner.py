@@ -1,0 +1,391 @@
+"""Divergence and output variance of DDIM by Horner's rule: two fused multiply-adds per (eigenvalue, step).
+
+For one eigenvalue x and levels s_0 > ... > s_N the output variance of y = x_t/alpha is
+
+    v = (Q(x) / P(x))^2 / A(x),   Q = prod_{k<N} (x + s_k s_{k+1}),   P = prod_{0<k<N} (x + s_k^2),   A = (x + s_0^2)^2 / v0,
+
+polynomials in x with coefficients >= 0, so Horner's rule adds no cancellation. At s_0 = inf the first factor of Q is
+s_1 and A is 1, whatever the prior. Long schedules are cut into chunks of `degree` steps so that nothing overflows.
+
+Work is cut into tiles of TILE eigenvalues that stay in the L1 cache while the candidates of a group pass over
+them. Every tile writes its own partial sum, so the bits of the result do not depend on who computed what.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from fastkl.kernels.compiling import as_bits, fma, from_bits, kernel
+
+__all__ = ["MAX_DEGREE", "METRICS", "PRIORS", "TILE", "level_variances", "tile_sums", "variances"]
+
+TILE = 1024
+LANES = 128  # a tile is 8 rows of LANES: one partial sum or product a lane
+MAX_DEGREE = 16
+# A metric is an integer for the kernels; the last three are the terms that a non-zero mean adds.
+METRICS = {"kl": 0, "reverse_kl": 1, "jeffreys": 2, "w2": 3, "mean_kl": 4, "mean_reverse_kl": 5, "mean_w2": 6}
+KL, REVERSE_KL, JEFFREYS, W2, MEAN_KL, MEAN_REVERSE_KL, MEAN_W2 = range(7)
+PRIORS = {"vp": 0, "ve": 1, "flow": 2, "exact": 3}
+VP, VE, FLOW, EXACT = range(4)
+# Below this mean of q - 1 - log q, logarithms of products lose digits that the elementwise form keeps.
+SMALL_EXCESS = 1e-4
+
+LOG_2 = math.log(2.0)
+SQRT_HALF_BITS = 0x3FE6A09E667F3BCD
+MANTISSA = (1 << 52) - 1
+ONE_BITS = 0x3FF << 52
+
+
+@kernel
+def start_polynomial(first, prior, c):
+    """Write the coefficients of A(x) = (x + s_0^2)^2 / v0, highest power first, to c."""
+    square = first * first
+    c[0], c[1], c[2] = 0.0, 0.0, 1.0
+    if math.isinf(first):
+        return
+    if prior == EXACT:
+        c[1], c[2] = 1.0, square
+        return
+    v0 = 1.0 + square if prior == VP else square if prior == VE else (1.0 + first) * (1.0 + first)
+    c[0] = 1.0 / v0
+    c[1] = 2.0 * square / v0
+    c[2] = square * (square / v0)
+
+
+@kernel
+def multiply_by_factor(coefficients, slope, constant):
+    """Multiply a polynomial, highest power first, by (slope*x + constant); its leading coefficient must be 0."""
+    last = coefficients.size - 1
+    for k in range(last):
+        coefficients[k] = slope * coefficients[k + 1] + constant * coefficients[k]
+    coefficients[last] *= constant
+
+
+@kernel
+def expand(levels, degree, q, p):
+    """Write the coefficients of Q and P, chunk by chunk, into q and p of shape (chunks, degree + 1)."""
+    steps = levels.size - 1
+    for chunk in range(q.shape[0]):
+        q[chunk, :] = 0.0
+        p[chunk, :] = 0.0
+        q[chunk, degree] = 1.0
+        p[chunk, degree] = 1.0
+        for k in range(chunk * degree, min(steps, (chunk + 1) * degree)):
+            if math.isinf(levels[k]):
+                multiply_by_factor(q[chunk], 0.0, levels[k + 1])
+            else:
+                multiply_by_factor(q[chunk], 1.0, levels[k] * levels[k + 1])
+            if k + 1 < steps:
+                multiply_by_factor(p[chunk], 1.0, levels[k + 1] * levels[k + 1])
+
+
+def _horner(degree, first, final):
+    """Return a kernel that takes two polynomials `degree` powers further by Horner's rule and, at last, divides them.
+
+    The arguments are constants of the compiled code: the inner loop is unrolled and the outer one vectorised.
+    """
+
+    @kernel
+    def horner(x, top, bottom, chunk, k0, a, b):
+        for j in range(x.size):
+            u = top[chunk, 0] if first else a[j]
+            w = bottom[chunk, 0] if first else b[j]
+            for k in range(degree):
+                u = fma(u, x[j], top[chunk, k0 + k])
+                w = fma(w, x[j], bottom[chunk, k0 + k])
+            if final:
+                a[j] = u / w
+            else:
+                a[j] = u
+                b[j] = w
+
+    return horner
+
+
+_whole1, _whole2, _whole3, _whole4 = (_horner(degree, True, True) for degree in (1, 2, 3, 4))
+_whole5, _whole6, _whole7, _whole8 = (_horner(degree, True, True) for degree in (5, 6, 7, 8))
+_start8 = _horner(8, True, False)
+_last1, _last2, _last3, _last4 = (_horner(degree, False, True) for degree in (1, 2, 3, 4))
+_last5, _last6, _last7, _last8 = (_horner(degree, False, True) for degree in (5, 6, 7, 8))
+
+
+@kernel
+def quotient_to_degree_8(x, top, bottom, chunk, a, b):
+    """Write top(x)/bottom(x), of the same degree 1 to 8, to a."""
+    degree = top.shape[1] - 1
+    if degree == 1:
+        _whole1(x, top, bottom, chunk, 1, a, b)
+    elif degree == 2:
+        _whole2(x, top, bottom, chunk, 1, a, b)
+    elif degree == 3:
+        _whole3(x, top, bottom, chunk, 1, a, b)
+    elif degree == 4:
+        _whole4(x, top, bottom, chunk, 1, a, b)
+    elif degree == 5:
+        _whole5(x, top, bottom, chunk, 1, a, b)
+    elif degree == 6:
+        _whole6(x, top, bottom, chunk, 1, a, b)
+    elif degree == 7:
+        _whole7(x, top, bottom, chunk, 1, a, b)
+    else:
+        _whole8(x, top, bottom, chunk, 1, a, b)
+
+
+@kernel
+def quotient_to_degree_16(x, top, bottom, chunk, a, b):
+    """Write top(x)/bottom(x), of the same degree 9 to 16, to a."""
+    degree = top.shape[1] - 1
+    _start8(x, top, bottom, chunk, 1, a, b)
+    if degree == 9:
+        _last1(x, top, bottom, chunk, 9, a, b)
+    elif degree == 10:
+        _last2(x, top, bottom, chunk, 9, a, b)
+    elif degree == 11:
+        _last3(x, top, bottom, chunk, 9, a, b)
+    elif degree == 12:
+        _last4(x, top, bottom, chunk, 9, a, b)
+    elif degree == 13:
+        _last5(x, top, bottom, chunk, 9, a, b)
+    elif degree == 14:
+        _last6(x, top, bottom, chunk, 9, a, b)
+    elif degree == 15:
+        _last7(x, top, bottom, chunk, 9, a, b)
+    else:
+        _last8(x, top, bottom, chunk, 9, a, b)
+
+
+@kernel
+def quotient(x, top, bottom, a, b, product):
+    """Write the product over chunks of top(x)/bottom(x) to the first x.size elements of product."""
+    for chunk in range(top.shape[0]):
+        out = product if chunk == 0 else a
+        if top.shape[1] <= 9:
+            quotient_to_degree_8(x, top, bottom, chunk, out, b)
+        else:
+            quotient_to_degree_16(x, top, bottom, chunk, out, b)
+        if chunk > 0:
+            for j in range(x.size):
+                product[j] *= a[j]
+
+
+@kernel
+def excess(z, q):
+    """Return z - log(q) for q = 1 + z, to a relative error of a few roundings also where z is small.
+
+    log(q) = k log 2 + 2 atanh(s), s = f/(2 + f), q = 2^k (1 + f); for k = 0 the first term of the series cancels against
+    z exactly: z - 2 s = z s. No branch, so that loops over it are vectorised.
+    """
+    near = abs(z) < 0.25
+    bits = as_bits(q)
+    k = (bits - SQRT_HALF_BITS) >> 52
+    f = z if near else from_bits(bits - (k << 52)) - 1.0
+    s = f / (2.0 + f)
+    y = s * s
+    r = 2.0 / 23.0
+    r = fma(r, y, 2.0 / 21.0)
+    r = fma(r, y, 2.0 / 19.0)
+    r = fma(r, y, 2.0 / 17.0)
+    r = fma(r, y, 2.0 / 15.0)
+    r = fma(r, y, 2.0 / 13.0)
+    r = fma(r, y, 2.0 / 11.0)
+    r = fma(r, y, 2.0 / 9.0)
+    r = fma(r, y, 2.0 / 7.0)
+    r = fma(r, y, 2.0 / 5.0)
+    r = fma(r, y, 2.0 / 3.0)
+    head = z * s if near else fma(-LOG_2, float(k), z) - 2.0 * s
+    return fma(-(s * y), r, head)
+
+
+@kernel
+def sum_lanes(t):
+    """Return the sum of LANES elements in a fixed order; overwrites the first eight."""
+    for j in range(LANES // 2):
+        t[j] += t[j + LANES // 2]
+    for j in range(8):
+        t[j] = ((t[j] + t[j + 8]) + (t[j + 16] + t[j + 24])) + (
+            (t[j + 32] + t[j + 40]) + (t[j + 48] + t[j + 56])
+        )
+    return ((t[0] + t[1]) + (t[2] + t[3])) + ((t[4] + t[5]) + (t[6] + t[7]))
+
+
+@kernel
+def sum_tile(t, size):
+    """Return the sum of the first `size` elements of a tile in a fixed order; overwrites the tile."""
+    t[size:] = 0.0
+    for j in range(LANES):
+        t[j] = ((t[j] + t[j + 1 * LANES]) + (t[j + 2 * LANES] + t[j + 3 * LANES])) + (
+            (t[j + 4 * LANES] + t[j + 5 * LANES]) + (t[j + 6 * LANES] + t[j + 7 * LANES])
+        )
+    return sum_lanes(t)
+
+
+@kernel
+def log_product_lanes(t):
+    """Return the logarithm of the product of LANES positive elements; overwrites them."""
+    exponents = 0
+    for j in range(LANES):
+        bits = as_bits(t[j])
+        exponents += (bits >> 52) - 1023
+        t[j] = from_bits((bits & MANTISSA) | ONE_BITS)
+    for j in range(LANES // 2):
+        t[j] *= t[j + LANES // 2]
+    for j in range(8):
+        t[j] = ((t[j] * t[j + 8]) * (t[j + 16] * t[j + 24])) * (
+            (t[j + 32] * t[j + 40]) * (t[j + 48] * t[j + 56])
+        )
+    return exponents * LOG_2 + math.log(((t[0] * t[1]) * (t[2] * t[3])) * ((t[4] * t[5]) * (t[6] * t[7])))
+
+
+@kernel
+def excess_by_products(q, products, sums):
+    """Return the sum of q - 1 - log q over a full tile with one logarithm: the sum of logs is the log of the product.
+
+    Eight ratios, each at most 1e22, multiply to less than 1e177; after that the exponents are split off.
+    """
+    for j in range(LANES):
+        q0, q1, q2, q3 = q[j], q[j + LANES], q[j + 2 * LANES], q[j + 3 * LANES]
+        q4, q5, q6, q7 = q[j + 4 * LANES], q[j + 5 * LANES], q[j + 6 * LANES], q[j + 7 * LANES]
+        products[j] = ((q0 * q1) * (q2 * q3)) * ((q4 * q5) * (q6 * q7))
+        sums[j] = (((q0 - 1.0) + (q1 - 1.0)) + ((q2 - 1.0) + (q3 - 1.0))) + (
+            ((q4 - 1.0) + (q5 - 1.0)) + ((q6 - 1.0) + (q7 - 1.0))
+        )
+    return sum_lanes(sums) - log_product_lanes(products)
+
+
+@kernel
+def relative_entropy(q, weights, size, unit, products, sums):
+    """Return the weighted sum of (q - 1 - log q)/2 over a tile; overwrites q."""
+    if unit and size == TILE:
+        total = excess_by_products(q, products, sums)
+        if total > SMALL_EXCESS * TILE:
+            return 0.5 * total
+    for j in range(size):
+        q[j] = weights[j] * excess(q[j] - 1.0, q[j])
+    return 0.5 * sum_tile(q, size)
+
+
+@kernel
+def inverse_ratio(x, start, last, q):
+    """Turn P/Q in q into 1/r = target variance / output variance."""
+    c2, c1, c0 = start[0], start[1], start[2]
+    for j in range(x.size):
+        q[j] = (q[j] * q[j]) * ((x[j] + last * last) * fma(fma(c2, x[j], c1), x[j], c0))
+
+
+@kernel
+def distance_terms(x, weights, start, levels, metric, terms):
+    """Turn Q/P in terms into the terms of w2, or of the mean's share of w2 or reverse_kl."""
+    first, last = levels[0], levels[levels.size - 1]
+    for j in range(x.size):
+        target = x[j] + last * last
+        if metric == W2:
+            scale = fma(fma(start[0], x[j], start[1]), x[j], start[2])
+            gap = terms[j] / math.sqrt(scale) - math.sqrt(target)
+            terms[j] = weights[j] * (gap * gap)
+        else:
+            shrink = terms[j] / (x[j] + first * first)
+            terms[j] = weights[j] * (shrink * shrink)
+            if metric == MEAN_REVERSE_KL:
+                terms[j] *= 0.5 / target
+
+
+@kernel
+def mean_kl_terms(x, weights, start, first, terms):
+    """Write the terms of the mean's share of kl, weight/(2 v0), to terms."""
+    for j in range(x.size):
+        total = x[j] + first * first
+        terms[j] = weights[j] * 0.5 * fma(fma(start[0], x[j], start[1]), x[j], start[2]) / (total * total)
+
+
+@kernel
+def tile_sum(x, weights, unit, levels, q, p, start, metric, a, b, terms):
+    """Return one candidate's divergence summed over one tile of eigenvalues."""
+    if metric == MEAN_KL:
+        mean_kl_terms(x, weights, start, levels[0], terms)
+        return sum_tile(terms, x.size)
+    if metric >= W2:
+        quotient(x, q, p, a, b, terms)
+        distance_terms(x, weights, start, levels, metric, terms)
+        return sum_tile(terms, x.size)
+    quotient(x, p, q, a, b, terms)
+    inverse_ratio(x, start, levels[levels.size - 1], terms)
+    if metric == JEFFREYS:
+        for j in range(x.size):
+            z = terms[j] - 1.0
+            terms[j] = weights[j] * 0.5 * (z * z) / terms[j]
+        return sum_tile(terms, x.size)
+    if metric == REVERSE_KL:
+        for j in range(x.size):
+            terms[j] = 1.0 / terms[j]
+    return relative_entropy(terms, weights, x.size, unit, a, b)
+
+
+@kernel
+def tile_sums(eigenvalues, weights, unit, levels, prior, degree, metric, m0, m1, t0, t1, out):
+    """Write to out[m, t] the divergence of candidate m summed over tile t, for m0 <= m < m1 and t0 <= t < t1.
+
+    eigenvalues (d,); weights (d,), or (TILE,) ones where unit is true; levels (M, N+1); out (M, tiles).
+    """
+    chunks = (levels.shape[1] + degree - 2) // degree
+    q = np.empty((m1 - m0, chunks, degree + 1))
+    p = np.empty((m1 - m0, chunks, degree + 1))
+    start = np.empty((m1 - m0, 3))
+    for m in range(m0, m1):
+        expand(levels[m], degree, q[m - m0], p[m - m0])
+        start_polynomial(levels[m, 0], prior, start[m - m0])
+    a, b, terms = np.empty(TILE), np.empty(TILE), np.empty(TILE)
+    for tile in range(t0, t1):
+        begin = tile * TILE
+        end = min(begin + TILE, eigenvalues.size)
+        x = eigenvalues[begin:end]
+        w = weights[: end - begin] if unit else weights[begin:end]
+        for m in range(m0, m1):
+            k = m - m0
+            out[m, tile] = tile_sum(x, w, unit, levels[m], q[k], p[k], start[k], metric, a, b, terms)
+
+
+@kernel
+def variances(eigenvalues, levels, prior, degree, m0, m1, t0, t1, out):
+    """Write the output variance of y at the last level to out of shape (M, d), for the same ranges."""
+    chunks = (levels.shape[1] + degree - 2) // degree
+    q = np.empty((chunks, degree + 1))
+    p = np.empty((chunks, degree + 1))
+    c = np.empty(3)
+    a, b, gain = np.empty(TILE), np.empty(TILE), np.empty(TILE)
+    for m in range(m0, m1):
+        expand(levels[m], degree, q, p)
+        start_polynomial(levels[m, 0], prior, c)
+        for begin in range(t0 * TILE, min(t1 * TILE, eigenvalues.size), TILE):
+            x = eigenvalues[begin : begin + TILE]
+            quotient(x, q, p, a, b, gain)
+            for j in range(x.size):
+                out[m, begin + j] = gain[j] * gain[j] / fma(fma(c[0], x[j], c[1]), x[j], c[2])
+
+
+@kernel
+def level_variances(eigenvalues, levels, prior, t0, t1, out):
+    """Write the variance of y at every level of one candidate to out of shape (N+1, d), tiles t0 to t1.
+
+    v_{k+1} = v_k ((x + s_k s_{k+1})/(x + s_k^2))^2; an infinite first level has v_0 = inf and v_1 = s_1^2.
+    """
+    begin, end = t0 * TILE, min(t1 * TILE, eigenvalues.size)
+    first = levels[0]
+    square = first * first
+    for j in range(begin, end):
+        if prior == VP:
+            out[0, j] = 1.0 + square
+        elif prior == FLOW:
+            out[0, j] = (1.0 + first) * (1.0 + first)
+        else:
+            out[0, j] = square if prior == VE else eigenvalues[j] + square
+    for k in range(levels.size - 1):
+        here, there = levels[k], levels[k + 1]
+        for j in range(begin, end):
+            if math.isinf(here):
+                out[k + 1, j] = there * there
+            else:
+                x = eigenvalues[j]
+                shrink = (x + here * there) / (x + here * here)
+                out[k + 1, j] = out[k, j] * (shrink * shrink)
