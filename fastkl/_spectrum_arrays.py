@@ -1,0 +1,55 @@
+"""Checks of the arrays a spectrum is made of; each returns a float64 copy."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from fastkl._validation import check_all, real_array
+
+__all__ = ["check_range", "count_array", "eigenvalue_array", "mean_array"]
+
+_LEAST, _LARGEST = 1e-30, 1e30
+
+_Array = NDArray[np.float64]
+
+
+def check_range(name: str, array: _Array) -> None:
+    """Raise unless every element is 0 or within [1e-30, 1e30]."""
+    if array.min() >= _LEAST and array.max() <= _LARGEST:  # two passes and no temporary; False for NaN
+        return
+    valid = array >= _LEAST
+    valid &= array <= _LARGEST
+    valid |= array == 0.0
+    check_all(name, array, valid, "a variance must be 0 or within [1e-30, 1e30]")
+
+
+def eigenvalue_array(name: str, value: ArrayLike) -> _Array:
+    """Return a copy of a 1-D array of variances, or raise."""
+    array = real_array(name, value, ndim=1)
+    check_range(name, array)
+    return array + 0.0  # always a copy; -0.0 becomes 0.0
+
+
+def _of_length(name: str, value: ArrayLike, length: int) -> _Array:
+    array = real_array(name, value, ndim=1)
+    if len(array) != length:
+        raise ValueError(f"{name}: must have shape ({length},) like eigenvalues, got shape {array.shape}")
+    return array
+
+
+def count_array(value: ArrayLike, length: int) -> _Array:
+    """Return a copy of `length` finite counts above 0, or raise."""
+    array = _of_length("counts", value, length)
+    if not (array.min() > 0.0 and array.max() < math.inf):
+        check_all("counts", array, (array > 0.0) & (array < math.inf), "must be finite and above 0")
+    return array + 0.0
+
+
+def mean_array(value: ArrayLike, length: int) -> _Array:
+    """Return a copy of `length` means, squares of which stay in the range of a variance, or raise."""
+    array = _of_length("mean", value, length)
+    check_all("mean", array, np.abs(array) <= 1e15, "must be finite and at most 1e15 in magnitude")
+    return array + 0.0

@@ -1,0 +1,399 @@
+"""The covariance spectrum of a data set: variances along its principal directions."""
+
+from __future__ import annotations
+
+import importlib.resources
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from fastkl._spectrum_arrays import check_range, count_array, eigenvalue_array, mean_array
+from fastkl._validation import choice, integer, real_number
+
+__all__ = ["Spectrum", "as_spectrum"]
+
+_Array = NDArray[np.float64]
+
+
+class Spectrum:
+    r"""Covariance spectrum of a data set, an immutable value.
+
+    The data is modelled as a Gaussian whose covariance has the eigenvalues :math:`\lambda_i`, each shared by
+    :math:`c_i` directions, with the mean :math:`\mu_i` along each of them. Entries keep the order given.
+
+    Parameters
+    ----------
+    eigenvalues : array_like, shape (d,)
+        Variances (squared data units) along the principal directions: each 0 or within [1e-30, 1e30], the
+        range in which the kernels cannot overflow.
+    counts : array_like, shape (d,), optional
+        How many directions share each eigenvalue: finite reals above 0, whole or not. Default: one each.
+    mean : array_like, shape (d,), optional
+        Mean of the data along the directions (data units), at most 1e15 in magnitude. With `counts`, *each*
+        of the ``counts[i]`` directions has the mean ``mean[i]``. Default: no mean, which counts as 0.
+
+    Raises
+    ------
+    ValueError
+        For a value outside its range, an empty or not 1-D array, or lengths that differ.
+    TypeError
+        For anything but arrays of real numbers.
+
+    Notes
+    -----
+    The arrays are copied, as float64, and read-only. Checking and copying are a few vectorised passes.
+
+    Examples
+    --------
+    >>> spectrum = Spectrum([2.0, 0.5], counts=[1, 3])
+    >>> spectrum.dim, spectrum.total_variance
+    (4, 3.5)
+    """
+
+    __slots__ = ("_counts", "_eigenvalues", "_mean")
+
+    _eigenvalues: _Array
+    _counts: _Array | None
+    _mean: _Array | None
+
+    def __init__(
+        self, eigenvalues: ArrayLike, counts: ArrayLike | None = None, mean: ArrayLike | None = None
+    ) -> None:
+        self._eigenvalues = _frozen(eigenvalue_array("eigenvalues", eigenvalues))
+        self._counts = None if counts is None else _frozen(count_array(counts, len(self)))
+        self._mean = None if mean is None else _frozen(mean_array(mean, len(self)))
+
+    @classmethod
+    def _trusted(cls, eigenvalues: _Array, counts: _Array | None, mean: _Array | None) -> Spectrum:
+        """Take ownership of arrays that are known to be valid: no copy, no checks."""
+        spectrum = cls.__new__(cls)
+        spectrum._eigenvalues = _frozen(eigenvalues)
+        spectrum._counts = None if counts is None else _frozen(counts)
+        spectrum._mean = None if mean is None else _frozen(mean)
+        return spectrum
+
+    @property
+    def eigenvalues(self) -> _Array:
+        """Variances along the principal directions, shape (d,), read-only."""
+        return self._eigenvalues
+
+    @property
+    def counts(self) -> _Array | None:
+        """How many directions share each eigenvalue, shape (d,), read-only; None for one each."""
+        return self._counts
+
+    @property
+    def mean(self) -> _Array | None:
+        """Mean along each direction, shape (d,), read-only; None for a zero mean."""
+        return self._mean
+
+    @property
+    def dim(self) -> int | float:
+        """Number of directions: the sum of the counts, an int where that is whole."""
+        if self._counts is None:
+            return len(self)
+        total = float(self._counts.sum())
+        return int(total) if total.is_integer() else total
+
+    @property
+    def total_variance(self) -> float:
+        """Sum of the eigenvalues times their counts (the mean is no part of it)."""
+        if self._counts is None:
+            return float(self._eigenvalues.sum())
+        return float((self._eigenvalues * self._counts).sum())
+
+    def __len__(self) -> int:
+        """Return the number of entries, whatever their counts."""
+        return len(self._eigenvalues)
+
+    def __eq__(self, other: object) -> bool:
+        """Whether both hold the same entries in the same order; a `counts` or `mean` of None equals None."""
+        if not isinstance(other, Spectrum):
+            return NotImplemented
+        return (
+            np.array_equal(self._eigenvalues, other._eigenvalues)
+            and _same(self._counts, other._counts)
+            and _same(self._mean, other._mean)
+        )
+
+    def __hash__(self) -> int:
+        return hash((len(self), self.total_variance))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self)._trusted, (self._eigenvalues, self._counts, self._mean)
+
+    def __repr__(self) -> str:
+        zeros = len(self) - int(np.count_nonzero(self._eigenvalues))
+        parts = [
+            f"{len(self)} entries",
+            f"dim={self.dim:.10g}",
+            f"total_variance={self.total_variance:.6g}",
+            f"largest={self._eigenvalues.max():.6g}",
+            f"smallest={self._eigenvalues.min():.6g}",
+        ]
+        parts += [f"{zeros} zero"] if zeros else []
+        parts += ["with mean"] if self._mean is not None else []
+        return f"<Spectrum: {', '.join(parts)}>"
+
+    def merged(self) -> Spectrum:
+        """Merge entries whose eigenvalue and mean are equal (to the last bit), adding their counts.
+
+        Returns
+        -------
+        Spectrum
+            The distinct entries in order of first appearance (one sort); itself if no two are equal.
+
+        Examples
+        --------
+        >>> Spectrum([3.0, 1.0, 3.0]).merged().counts
+        array([2., 1.])
+        """
+        values = self._eigenvalues
+        keys = (values,) if self._mean is None else (self._mean, values)
+        order = np.lexsort(keys)  # stable: within a run of equal entries the first to appear comes first
+        changes = np.logical_or.reduce([np.diff(key[order]) != 0 for key in keys])
+        starts = np.append(0, np.flatnonzero(changes) + 1)
+        if len(starts) == len(self):
+            return self
+        counts = np.ones(len(self)) if self._counts is None else self._counts[order]
+        first = order[starts]
+        appearance = np.argsort(first)
+        first = first[appearance]
+        mean = None if self._mean is None else self._mean[first]
+        return self._trusted(values[first], np.add.reduceat(counts, starts)[appearance], mean)
+
+    def floored(self, floor: float) -> Spectrum:
+        """Add isotropic noise of variance `floor` to the data: every eigenvalue grows by it.
+
+        This is dequantization: data rounded to a grid of spacing h has no density; noise of the variance of
+        the rounding, h**2/12, gives it one. With a floor above 0 every divergence is finite.
+
+        Parameters
+        ----------
+        floor : float
+            Variance of the noise (squared data units), at least 0.
+
+        Returns
+        -------
+        Spectrum
+            The same entries with ``eigenvalues + floor``; itself if `floor` is 0.
+
+        Raises
+        ------
+        ValueError
+            If `floor` is negative or not finite, or an eigenvalue leaves [1e-30, 1e30].
+
+        Examples
+        --------
+        >>> Spectrum([1.0, 0.0]).floored(0.25).eigenvalues
+        array([1.25, 0.25])
+        """
+        floor = real_number("floor", floor, at_least=0.0)
+        if floor == 0.0:
+            return self
+        eigenvalues = self._eigenvalues + floor
+        check_range("eigenvalues + floor", eigenvalues)
+        return self._trusted(eigenvalues, self._counts, self._mean)
+
+    @classmethod
+    def from_covariance(cls, c: ArrayLike, floor: float = 0.0) -> Spectrum:
+        """Eigenvalues of a covariance matrix, largest first.
+
+        Parameters
+        ----------
+        c : array_like, shape (d, d)
+            Symmetric positive semi-definite matrix (squared data units).
+        floor : float
+            Variance to add to every eigenvalue, as `floored` does.
+
+        Returns
+        -------
+        Spectrum
+            `d` eigenvalues in descending order, no mean.
+
+        Raises
+        ------
+        ValueError
+            If `c` is not square or not finite, differs from its transpose by more than sqrt(eps) times its
+            largest element, or has an eigenvalue below -d * eps times its largest one.
+        TypeError
+            If `c` is not an array of real numbers.
+
+        Notes
+        -----
+        eps is the rounding error of `c`'s float type, at least that of float64. Eigenvalues that lie within
+        d * eps times the largest of zero, positive or negative, are rounding errors of the solver and become
+        exactly 0. Only the lower triangle is used once it has been compared. O(d**3) time.
+
+        Examples
+        --------
+        >>> Spectrum.from_covariance([[2.0, 0.0], [0.0, 3.0]]).eigenvalues
+        array([3., 2.])
+        """
+        from fastkl._covariance import eigenvalues_of_matrix
+
+        floor = real_number("floor", floor, at_least=0.0)
+        values = eigenvalue_array("eigenvalues of c", eigenvalues_of_matrix(c))
+        return cls._trusted(values, None, None).floored(floor)
+
+    @classmethod
+    def from_samples(cls, x: ArrayLike, floor: float = 0.0) -> Spectrum:
+        r"""Spectrum and mean of samples, largest eigenvalue first.
+
+        The eigenvalues are those of the centred covariance with the factor 1/n,
+        :math:`C = \frac1n \sum_k (x_k - m)(x_k - m)^T`, :math:`m = \frac1n \sum_k x_k`: the covariance of the
+        samples taken as the whole distribution. (Multiply by n/(n - 1) for the unbiased estimate.)
+
+        Parameters
+        ----------
+        x : array_like, shape (n, ...)
+            At least two samples along the first axis, any real dtype, in memory or a memmap; each is
+            flattened to d features. Magnitudes up to 1e15.
+        floor : float
+            Variance to add to every eigenvalue, as `floored` does.
+
+        Returns
+        -------
+        Spectrum
+            `d` eigenvalues in descending order, and in `mean` the sample mean's projection on each
+            eigenvector, taken with the sign that makes it non-negative. The directions of eigenvalue 0 are
+            turned so that the first of them carries all of the mean that lies among them.
+
+        Raises
+        ------
+        ValueError
+            For fewer than two samples, no features, a 1-D array, or an element not finite or too large.
+        TypeError
+            If `x` is not an array of real numbers.
+
+        Notes
+        -----
+        Sums are in float64, over blocks of `x`, so no float64 copy of all of it is made. With m = min(n, d)
+        the time is O(n d m + m**3) and the memory a few m x m matrices (for n <= d the n x n Gram matrix is
+        used). Eigenvalues within m * eps times the largest of zero, which are rounding errors of the solver,
+        become exactly 0, and so do the last d - n + 1 if n <= d.
+
+        Examples
+        --------
+        >>> spectrum = Spectrum.from_samples([[0, 1], [2, 1], [4, 1]])
+        >>> [round(v, 6) for v in spectrum.eigenvalues.tolist()]
+        [2.666667, 0.0]
+        >>> [round(v, 6) for v in spectrum.mean.tolist()]
+        [2.0, 1.0]
+        """
+        from fastkl._covariance import eigenvalues_of_samples
+
+        floor = real_number("floor", floor, at_least=0.0)
+        values, mean = eigenvalues_of_samples(x)
+        return cls._trusted(eigenvalue_array("eigenvalues of x", values), None, mean).floored(floor)
+
+    @classmethod
+    def power_law(cls, dim: int, exponent: float, mean_variance: float = 1.0) -> Spectrum:
+        """Eigenvalues proportional to ``i**-exponent``, i = 1..dim: images have exponents around 1 to 2.
+
+        Parameters
+        ----------
+        dim : int
+            Number of eigenvalues, at least 1.
+        exponent : float
+            How fast they fall; 0 makes all equal. ``dim**abs(exponent)`` must not exceed 1e60.
+        mean_variance : float
+            Mean of the eigenvalues (squared data units), above 0.
+
+        Returns
+        -------
+        Spectrum
+            `dim` eigenvalues in descending order (for a positive exponent), no mean.
+
+        Raises
+        ------
+        ValueError
+            For an argument out of its range, or eigenvalues that would leave [1e-30, 1e30].
+        TypeError
+            If `dim` is not an integer or the others are not real numbers.
+
+        Examples
+        --------
+        >>> Spectrum.power_law(3, 1.0).eigenvalues.round(4)
+        array([1.6364, 0.8182, 0.5455])
+        """
+        dim = integer("dim", dim, minimum=1)
+        exponent = real_number("exponent", exponent)
+        mean_variance = real_number("mean_variance", mean_variance, above=0.0)
+        if abs(exponent) * math.log10(dim) > 60:
+            raise ValueError(
+                f"exponent = {exponent!r}: dim**abs(exponent) must not exceed 1e60, dim is {dim}"
+            )
+        eigenvalues = np.arange(1, dim + 1, dtype=np.float64) ** -exponent
+        eigenvalues *= mean_variance / eigenvalues.mean()
+        return cls(eigenvalues)
+
+    @classmethod
+    def preset(cls, name: str, floor: float | None = None) -> Spectrum:
+        """Load the spectrum, with mean, of real data that ships with the package.
+
+        Parameters
+        ----------
+        name : str
+            One of `presets`: ``"mnist"`` (28x28 digits), ``"digits"`` (8x8 digits), ``"photographs"`` (16x16
+            colour patches), all scaled to [-1, 1], and ``"breast_cancer"`` (a standardised table of 30
+            columns). Sources and licences: ``fastkl/data/README.md``.
+        floor : float, optional
+            Variance to add to every eigenvalue, as `floored` does. Default: the preset's own, for images the
+            variance of rounding to their grey levels, (2/255)**2/12 for 8-bit images in [-1, 1] (0 for the
+            table). 0 gives the raw spectrum, in which eigenvalues may be exactly 0.
+
+        Returns
+        -------
+        Spectrum
+            Eigenvalues in descending order.
+
+        Raises
+        ------
+        ValueError
+            For an unknown name (the message lists the names) or a bad floor.
+        TypeError
+            If `name` is not a string or `floor` not a real number.
+
+        Examples
+        --------
+        >>> Spectrum.preset("mnist", floor=0).dim
+        784
+        """
+        name = choice("name", name, cls.presets())
+        if floor is not None:
+            floor = real_number("floor", floor, at_least=0.0)
+        resource = importlib.resources.files("fastkl").joinpath("data", f"{name}.npz")
+        with resource.open("rb") as file, np.load(file, allow_pickle=False) as data:
+            spectrum = cls(data["eigenvalues"], mean=data["mean"])
+            own_floor = float(data["floor"])
+        return spectrum.floored(own_floor if floor is None else floor)
+
+    @staticmethod
+    def presets() -> list[str]:
+        """List the names that `preset` loads, in alphabetical order.
+
+        Returns
+        -------
+        list of str
+        """
+        files = importlib.resources.files("fastkl").joinpath("data").iterdir()
+        return sorted(file.name.removesuffix(".npz") for file in files if file.name.endswith(".npz"))
+
+
+def as_spectrum(name: str, value: Spectrum | ArrayLike) -> Spectrum:
+    """Return a Spectrum as it is, a 1-D array as the Spectrum of those eigenvalues; errors name `name`."""
+    if isinstance(value, Spectrum):
+        return value
+    return Spectrum._trusted(eigenvalue_array(name, value), None, None)
+
+
+def _frozen(array: _Array) -> _Array:
+    array.flags.writeable = False
+    return array
+
+
+def _same(a: _Array | None, b: _Array | None) -> bool:
+    return a is b or (a is not None and b is not None and np.array_equal(a, b))
