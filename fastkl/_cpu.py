@@ -37,18 +37,14 @@ COEFFICIENT_BYTES = 1 << 18  # of one task's polynomials: they are to stay in th
 PARTIAL_SUMS = 1 << 20  # tile sums held at a time
 
 
-def decades(eigenvalues: Array, levels: Array) -> float:
-    """Return the largest |log10| of a non-zero eigenvalue or of a squared finite non-zero level."""
-    largest = 0.0
-    for array, power in ((eigenvalues, 1), (levels, 2)):
-        for begin in range(0, array.size, PARTIAL_SUMS):
-            part = array.reshape(-1)[begin : begin + PARTIAL_SUMS]
-            part = part[(part > 0.0) & np.isfinite(part)]
-            if part.size:
-                largest = max(
-                    largest, power * abs(math.log10(part.min())), power * abs(math.log10(part.max()))
-                )
-    return largest
+def decades(values: Array) -> float:
+    """Return the largest |log10| of the finite non-zero elements; all are >= 0."""
+    low, high = float(values.min()), float(values.max())
+    if low == 0.0 or high == math.inf:
+        used = (values > 0.0) & (values < math.inf)
+        low = float(np.min(values, initial=math.inf, where=used))
+        high = float(np.max(values, initial=0.0, where=used))
+    return max(abs(math.log10(low)), abs(math.log10(high))) if 0.0 < high and low < math.inf else 0.0
 
 
 def chunk_degree(steps: int, span: float) -> int:
@@ -110,7 +106,7 @@ class Problem:
         self.prior = PRIORS[prior]
         self.candidates, self.steps = levels.shape[0], levels.shape[1] - 1
         self.tiles = math.ceil(eigenvalues.size / TILE)
-        self.span = decades(eigenvalues, levels)
+        self.span = max(decades(eigenvalues), 2.0 * decades(levels))
         self.degree = chunk_degree(self.steps, self.span)
         work = self.candidates * self.steps * eigenvalues.size
         self.threads = threads if work > TASK_STEPS // 4 else 1

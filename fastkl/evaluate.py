@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastkl._dispatch import backend_for
-from fastkl._levels import candidate_levels
+from fastkl._candidates import candidate_levels
 from fastkl._threads import thread_count
 from fastkl._validation import choice, real_number
 from fastkl.spectrum import Spectrum, as_spectrum

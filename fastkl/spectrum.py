@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastkl._spectrum_arrays import check_range, count_array, eigenvalue_array, mean_array
-from fastkl._validation import choice, integer, real_number
+from fastkl._validation import choice, integer, real_array, real_number
 
 __all__ = ["Spectrum", "as_spectrum"]
 
@@ -387,7 +387,9 @@ def as_spectrum(name: str, value: Spectrum | ArrayLike) -> Spectrum:
     """Return a Spectrum as it is, a 1-D array as the Spectrum of those eigenvalues; errors name `name`."""
     if isinstance(value, Spectrum):
         return value
-    return Spectrum._trusted(eigenvalue_array(name, value), None, None)
+    eigenvalues = real_array(name, value)
+    check_range(name, eigenvalues)
+    return Spectrum._trusted(eigenvalues.view(), None, None)  # no copy: it lives as long as the call
 
 
 def _frozen(array: _Array) -> _Array:
