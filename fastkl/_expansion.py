@@ -45,15 +45,15 @@ def _path_losses(eigenvalues: _Array, sigmas: _Array) -> _Array:
     return losses
 
 
-def odd_coefficients(eigenvalues: _Array, schedule: NoiseSchedule, terms: int) -> _Array:
-    """Coefficients of 1/N, 1/N^3, ... in S, shape (terms, d), with terms <= 4.
+def odd_coefficients(eigenvalues: _Array, schedule: NoiseSchedule) -> _Array:
+    """Coefficients of 1/N, 1/N^3, 1/N^5 and 1/N^7 in S, shape (4, d).
 
     A polynomial in 1/N^2 through N S(N) at eight N, whose base/N are near the Chebyshev nodes of (0, 1]: that
     keeps the noise of the higher coefficients low. The base grows until two polynomials agree above it.
     """
     nodes = np.cos(np.pi * (2 * np.arange(8) + 1) / 32)
-    powers = 2 * np.arange(terms)[:, None]
-    result = np.empty((terms, len(eigenvalues)))
+    powers = 2 * np.arange(4)[:, None]
+    result = np.empty((4, len(eigenvalues)))
     active = np.arange(len(eigenvalues))
     previous = np.full(result.shape, np.nan)
     for base in _BASES:
@@ -61,7 +61,7 @@ def odd_coefficients(eigenvalues: _Array, schedule: NoiseSchedule, terms: int) -
         paths = [schedule.sigmas(np.arange(n, -1, -1) / n) for n in sizes]
         losses = [n * _path_losses(eigenvalues[active], path) for n, path in zip(sizes, paths, strict=True)]
         with np.errstate(invalid="ignore"):  # a far too coarse grid can make S infinite: not converged
-            scaled = np.linalg.solve((base / sizes[:, None]) ** (2 * np.arange(8)), np.array(losses))[:terms]
+            scaled = np.linalg.solve((base / sizes[:, None]) ** (2 * np.arange(8)), np.array(losses))[:4]
             current = scaled * base**powers
             done = np.all(np.abs(current - previous) <= 1e-10 * scaled[0] * base**powers, axis=0)
         result[:, active[done]] = current[:, done]
@@ -92,12 +92,12 @@ def prior_terms(spectrum: Spectrum, first: float, prior: str) -> tuple[_Array, _
 
 
 def compose(odd: _Array, offset: _Array, order: int) -> _Array:
-    """Power series of (exp(S - P) - 1 - (S - P)) / 2 from that of S, shape (order + 1, d).
+    """Power series of (exp(S - P) - 1 - (S - P)) / 2 from the odd coefficients of S, shape (order + 1, d).
 
     F = exp(S) - 1 - S satisfies F' = S' (F + S), so that no coefficient is a difference.
     """
     loss = np.zeros((order + 1, odd.shape[1]))
-    loss[1::2] = odd
+    loss[1::2] = odd[: (order + 1) // 2]
     higher = np.zeros_like(loss)
     for n in range(2, order + 1):
         for k in range(1, n):

@@ -218,7 +218,7 @@ def expansion(
     if last == 0.0:
         _positive_entries(spectrum)
     counts = np.ones(len(spectrum)) if spectrum.counts is None else spectrum.counts
-    odd = odd_coefficients(spectrum.eigenvalues, schedule, (order + 1) // 2)
+    odd = odd_coefficients(spectrum.eigenvalues, schedule)
     offset, mean_term = prior_terms(spectrum, first, prior)
     coefficients = compose(odd, offset, order) @ counts
     coefficients[0] += (counts * mean_term).sum()
