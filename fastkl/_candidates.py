@@ -18,8 +18,8 @@ BLOCK = 1 << 20  # elements checked at a time, so that the checks need little me
 def candidate_levels(name: str, value: Any) -> tuple[NDArray[np.float64], bool]:
     """Return candidates as (M, N+1) float64, and whether there was only one of shape (N+1,); or raise.
 
-    Levels fall strictly; the first may be inf, the last may be 0, all others lie within [1e-15, 1e15], the range in which
-    the kernels can neither overflow nor underflow.
+    Levels fall strictly; the first may be inf, the last may be 0, all others lie within [1e-15, 1e15], the range in
+    which the kernels can neither overflow nor underflow.
     """
     array = real_array(name, value, ndim=(1, 2))
     if array.shape[-1] < 2:

@@ -1,6 +1,7 @@
 """The CPU backend: cuts a validated problem into tasks, runs the kernels on them, and checks their accuracy.
 
-The fast kernel's rounding error is bounded per tile; tiles where it could matter are evaluated again in pair arithmetic.
+The fast kernel's rounding error is bounded per tile; tiles where it could matter are evaluated again in pairs of
+float64.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ CONTRACT_RANGE = 12.0  # decades to either side of 1; inside, products of eight 
 LARGEST_EXPONENT = 290.0
 TASK_STEPS = 1 << 23  # (eigenvalue, step) pairs of one task: about a millisecond
 COEFFICIENT_BYTES = 1 << 18  # of one task's polynomials: they are to stay in the L2 cache
-PARTIAL_SUMS = 1 << 20  # tile sums held at a time
+PARTIAL_SUMS = 1 << 18  # tile sums held at a time
 
 
 def decades(values: Array) -> float:
@@ -44,7 +45,7 @@ def decades(values: Array) -> float:
         used = (values > 0.0) & (values < math.inf)
         low = float(np.min(values, initial=math.inf, where=used))
         high = float(np.max(values, initial=0.0, where=used))
-    return max(abs(math.log10(low)), abs(math.log10(high))) if 0.0 < high and low < math.inf else 0.0
+    return max(abs(math.log10(low)), abs(math.log10(high))) if high > 0.0 and low < math.inf else 0.0
 
 
 def chunk_degree(steps: int, span: float) -> int:
@@ -88,8 +89,8 @@ def error_bounds(sums: Array, scale: Array, steps: int, metric: str) -> Array:
 
     The logarithm x of a ratio carries an error of at most `delta` (a multiple of the expected error of 8 N independent
     roundings). With f the divergence as a function of x, |f'(x)| <= sqrt(2 f) + f for the entropies, so the error of a
-    tile is at most delta (sqrt(2 C F) + F) + delta^2 C by Cauchy-Schwarz, F the tile's sum and C its weights. For w2 the
-    relative error of both standard deviations is delta, and C is the sum of weight times target variance.
+    tile is at most delta (sqrt(2 C F) + F) + delta^2 C by Cauchy-Schwarz, F the tile's sum and C its weights. For w2
+    the relative error of both standard deviations is delta, and C is the sum of weight times target variance.
     """
     delta = UNIT_ROUNDOFF * (4.0 * math.sqrt(8.0 * steps) + 16.0)
     first = 2.0 if metric == "w2" else math.sqrt(2.0)

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastkl._dispatch import backend_for
 from fastkl._candidates import candidate_levels
+from fastkl._dispatch import backend_for
 from fastkl._threads import thread_count
 from fastkl._validation import choice, real_number
 from fastkl.spectrum import Spectrum, as_spectrum
@@ -42,8 +42,8 @@ def divergence(
 
     the result is :math:`\sum_i c_i (1/r_i - 1 + \log r_i)/2` for ``kl`` = KL(data || output),
     :math:`\sum_i c_i (r_i - 1 - \log r_i)/2` for ``reverse_kl`` = KL(output || data), their sum for ``jeffreys``, and
-    :math:`\sum_i c_i (\lambda_i + s_N^2) (\sqrt{r_i} - 1)^2` for ``w2``, the squared 2-Wasserstein distance (the Frechet
-    distance of Gaussians, in squared data units).
+    :math:`\sum_i c_i (\lambda_i + s_N^2) (\sqrt{r_i} - 1)^2` for ``w2``, the squared 2-Wasserstein distance (the
+    Frechet distance of Gaussians, in squared data units).
 
     Parameters
     ----------
@@ -85,8 +85,8 @@ def divergence(
     -----
     Cost: 2 d M N fused multiply-adds and about 20 more operations for each of the d M ratios. Memory beyond arguments
     and result: at most about 50 MB. Relative error: below 1e-10 for eigenvalues in [1e-12, 1e12], non-zero sigmas in
-    [1e-4, 1e5] and N <= 1000, also where the divergence itself is tiny; below 1e-12 is usual. A non-zero mean of the data
-    adds e^2/(2v), e^2/(2t), their sum, or e^2 (e the mean's error at the last level, v the output and t the target
+    [1e-4, 1e5] and N <= 1000, down to divergences of 1e-12 and less; below 1e-12 is usual. A non-zero mean of the
+    data adds e^2/(2v), e^2/(2t), their sum, or e^2 (e the mean's error at the last level, v the output and t the target
     variance). A single step from inf to 0 returns no variance at all: inf, except for ``w2``.
 
     References
@@ -127,8 +127,8 @@ def refuse_zero_eigenvalue(data: Spectrum, levels: Array, metric: str, named: bo
     index = int(np.argmin(data.eigenvalues))
     where = "spectrum.eigenvalues" if named else "spectrum"
     raise ValueError(
-        f"{where}[{index}] = 0.0: must be above 0, because {metric} is not finite for an eigenvalue of 0 and a last level "
-        f"of 0 (sigmas row {int(np.argmin(levels[:, -1]))}); add a floor (Spectrum.floored) or end at a level above 0"
+        f"{where}[{index}] = 0.0: must be above 0, because {metric} is not finite for an eigenvalue of 0 and a last "
+        f"level of 0 (sigmas row {int(np.argmin(levels[:, -1]))}); add a floor (Spectrum.floored) or end at a level above 0"
     )
 
 

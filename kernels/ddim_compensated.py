@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 
 import numpy as np
-
 from fastkl.kernels.compiling import fma, kernel
 from fastkl.kernels.ddim_horner import EXACT, FLOW, JEFFREYS, KL, TILE, VE, W2, excess, sum_tile
 
@@ -72,7 +71,7 @@ def divide_into(size, top, bottom, ratio):
 
 @kernel
 def gain_quotient(x, levels, top, bottom, ratio):
-    """Write prod_k (x + s_k^2) / prod_k (x + s_k s_{k+1}) = 1/G to ratio; an infinite s_0 leaves (x + s_0^2)/s_0 out."""
+    """Write prod_k (x + s_k^2) / prod_k (x + s_k s_{k+1}) = 1/G to ratio; s_0 = inf leaves (x + s_0^2)/s_0 out."""
     for pairs in (top, bottom, ratio):
         pairs[0, : x.size] = 1.0
         pairs[1, : x.size] = 0.0

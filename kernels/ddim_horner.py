@@ -2,10 +2,12 @@
 
 For one eigenvalue x and levels s_0 > ... > s_N the output variance of y = x_t/alpha is
 
-    v = (Q(x) / P(x))^2 / A(x),   Q = prod_{k<N} (x + s_k s_{k+1}),   P = prod_{0<k<N} (x + s_k^2),   A = (x + s_0^2)^2 / v0,
+    v = (Q(x) / P(x))^2,   Q = sqrt(v0) prod_{k<N} (x + s_k s_{k+1}),   P = prod_{k<N} (x + s_k^2),
 
 polynomials in x with coefficients >= 0, so Horner's rule adds no cancellation. At s_0 = inf the first factor of Q is
-s_1 and A is 1, whatever the prior. Long schedules are cut into chunks of `degree` steps so that nothing overflows.
+s_1 and that of P is 1, whatever the prior. The prior `exact`, v0 = x + s_0^2, is no polynomial's square: Q leaves
+sqrt(v0) out and the loops multiply by it. Long schedules are cut into chunks of `degree` steps so that nothing
+overflows.
 
 Work is cut into tiles of TILE eigenvalues that stay in the L1 cache while the candidates of a group pass over
 them. Every tile writes its own partial sum, so the bits of the result do not depend on who computed what.
@@ -16,7 +18,6 @@ from __future__ import annotations
 import math
 
 import numpy as np
-
 from fastkl.kernels.compiling import as_bits, fma, from_bits, kernel
 
 __all__ = ["MAX_DEGREE", "METRICS", "PRIORS", "TILE", "level_variances", "tile_sums", "variances"]
@@ -39,22 +40,6 @@ ONE_BITS = 0x3FF << 52
 
 
 @kernel
-def start_polynomial(first, prior, c):
-    """Write the coefficients of A(x) = (x + s_0^2)^2 / v0, highest power first, to c."""
-    square = first * first
-    c[0], c[1], c[2] = 0.0, 0.0, 1.0
-    if math.isinf(first):
-        return
-    if prior == EXACT:
-        c[1], c[2] = 1.0, square
-        return
-    v0 = 1.0 + square if prior == VP else square if prior == VE else (1.0 + first) * (1.0 + first)
-    c[0] = 1.0 / v0
-    c[1] = 2.0 * square / v0
-    c[2] = square * (square / v0)
-
-
-@kernel
 def multiply_by_factor(coefficients, slope, constant):
     """Multiply a polynomial, highest power first, by (slope*x + constant); its leading coefficient must be 0."""
     last = coefficients.size - 1
@@ -64,21 +49,30 @@ def multiply_by_factor(coefficients, slope, constant):
 
 
 @kernel
-def expand(levels, degree, q, p):
+def start_deviation(first, prior):
+    """Return the factor sqrt(v0) of Q."""
+    if math.isinf(first) or prior == EXACT:
+        return 1.0
+    if prior == VP:
+        return math.hypot(1.0, first)
+    return first if prior == VE else 1.0 + first
+
+
+@kernel
+def expand(levels, prior, degree, q, p):
     """Write the coefficients of Q and P, chunk by chunk, into q and p of shape (chunks, degree + 1)."""
     steps = levels.size - 1
     for chunk in range(q.shape[0]):
         q[chunk, :] = 0.0
         p[chunk, :] = 0.0
-        q[chunk, degree] = 1.0
+        q[chunk, degree] = start_deviation(levels[0], prior) if chunk == 0 else 1.0
         p[chunk, degree] = 1.0
         for k in range(chunk * degree, min(steps, (chunk + 1) * degree)):
             if math.isinf(levels[k]):
                 multiply_by_factor(q[chunk], 0.0, levels[k + 1])
             else:
                 multiply_by_factor(q[chunk], 1.0, levels[k] * levels[k + 1])
-            if k + 1 < steps:
-                multiply_by_factor(p[chunk], 1.0, levels[k + 1] * levels[k + 1])
+                multiply_by_factor(p[chunk], 1.0, levels[k] * levels[k])
 
 
 def _horner(degree, first, final):
@@ -174,8 +168,8 @@ def quotient(x, top, bottom, a, b, product):
 def excess(z, q):
     """Return z - log(q) for q = 1 + z, to a relative error of a few roundings also where z is small.
 
-    log(q) = k log 2 + 2 atanh(s), s = f/(2 + f), q = 2^k (1 + f); for k = 0 the first term of the series cancels against
-    z exactly: z - 2 s = z s. No branch, so that loops over it are vectorised.
+    log(q) = k log 2 + 2 atanh(s), s = f/(2 + f), q = 2^k (1 + f); for k = 0 the first term of the series cancels
+    against z exactly: z - 2 s = z s. No branch, so that loops over it are vectorised.
     """
     near = abs(z) < 0.25
     bits = as_bits(q)
@@ -267,50 +261,58 @@ def relative_entropy(q, weights, size, unit, products, sums):
 
 
 @kernel
-def inverse_ratio(x, start, last, q):
+def inverse_ratio(x, levels, exact, q):
     """Turn P/Q in q into 1/r = target variance / output variance."""
-    c2, c1, c0 = start[0], start[1], start[2]
+    last_square = levels[levels.size - 1] * levels[levels.size - 1]
     for j in range(x.size):
-        q[j] = (q[j] * q[j]) * ((x[j] + last * last) * fma(fma(c2, x[j], c1), x[j], c0))
+        q[j] = (q[j] * q[j]) * (x[j] + last_square)
+    if exact:
+        for j in range(x.size):
+            q[j] /= x[j] + levels[0] * levels[0]
 
 
 @kernel
-def distance_terms(x, weights, start, levels, metric, terms):
+def distance_terms(x, weights, levels, prior, exact, metric, terms):
     """Turn Q/P in terms into the terms of w2, or of the mean's share of w2 or reverse_kl."""
-    first, last = levels[0], levels[levels.size - 1]
-    for j in range(x.size):
-        target = x[j] + last * last
-        if metric == W2:
-            scale = fma(fma(start[0], x[j], start[1]), x[j], start[2])
-            gap = terms[j] / math.sqrt(scale) - math.sqrt(target)
-            terms[j] = weights[j] * (gap * gap)
-        else:
-            shrink = terms[j] / (x[j] + first * first)
-            terms[j] = weights[j] * (shrink * shrink)
+    first, last_square = levels[0], levels[levels.size - 1] * levels[levels.size - 1]
+    if metric != W2:
+        deviation = start_deviation(first, prior)
+        for j in range(x.size):
+            gain = terms[j] / deviation
+            terms[j] = weights[j] * (gain * gain)
             if metric == MEAN_REVERSE_KL:
-                terms[j] *= 0.5 / target
-
-
-@kernel
-def mean_kl_terms(x, weights, start, first, terms):
-    """Write the terms of the mean's share of kl, weight/(2 v0), to terms."""
+                terms[j] *= 0.5 / (x[j] + last_square)
+        return
+    if exact:
+        for j in range(x.size):
+            terms[j] *= math.sqrt(x[j] + first * first)
     for j in range(x.size):
-        total = x[j] + first * first
-        terms[j] = weights[j] * 0.5 * fma(fma(start[0], x[j], start[1]), x[j], start[2]) / (total * total)
+        gap = terms[j] - math.sqrt(x[j] + last_square)
+        terms[j] = weights[j] * (gap * gap)
 
 
 @kernel
-def tile_sum(x, weights, unit, levels, q, p, start, metric, a, b, terms):
+def mean_kl_terms(x, weights, first, prior, terms):
+    """Write the terms of the mean's share of kl, weight/(2 v0), to terms."""
+    deviation = start_deviation(first, prior)
+    for j in range(x.size):
+        variance = x[j] + first * first if prior == EXACT else deviation * deviation
+        terms[j] = 0.5 * weights[j] / variance
+
+
+@kernel
+def tile_sum(x, weights, unit, levels, q, p, prior, metric, a, b, terms):
     """Return one candidate's divergence summed over one tile of eigenvalues."""
+    exact = prior == EXACT and not math.isinf(levels[0])
     if metric == MEAN_KL:
-        mean_kl_terms(x, weights, start, levels[0], terms)
+        mean_kl_terms(x, weights, levels[0], prior, terms)
         return sum_tile(terms, x.size)
     if metric >= W2:
         quotient(x, q, p, a, b, terms)
-        distance_terms(x, weights, start, levels, metric, terms)
+        distance_terms(x, weights, levels, prior, exact, metric, terms)
         return sum_tile(terms, x.size)
     quotient(x, p, q, a, b, terms)
-    inverse_ratio(x, start, levels[levels.size - 1], terms)
+    inverse_ratio(x, levels, exact, terms)
     if metric == JEFFREYS:
         for j in range(x.size):
             z = terms[j] - 1.0
@@ -331,10 +333,8 @@ def tile_sums(eigenvalues, weights, unit, levels, prior, degree, metric, m0, m1,
     chunks = (levels.shape[1] + degree - 2) // degree
     q = np.empty((m1 - m0, chunks, degree + 1))
     p = np.empty((m1 - m0, chunks, degree + 1))
-    start = np.empty((m1 - m0, 3))
     for m in range(m0, m1):
-        expand(levels[m], degree, q[m - m0], p[m - m0])
-        start_polynomial(levels[m, 0], prior, start[m - m0])
+        expand(levels[m], prior, degree, q[m - m0], p[m - m0])
     a, b, terms = np.empty(TILE), np.empty(TILE), np.empty(TILE)
     for tile in range(t0, t1):
         begin = tile * TILE
@@ -343,7 +343,7 @@ def tile_sums(eigenvalues, weights, unit, levels, prior, degree, metric, m0, m1,
         w = weights[: end - begin] if unit else weights[begin:end]
         for m in range(m0, m1):
             k = m - m0
-            out[m, tile] = tile_sum(x, w, unit, levels[m], q[k], p[k], start[k], metric, a, b, terms)
+            out[m, tile] = tile_sum(x, w, unit, levels[m], q[k], p[k], prior, metric, a, b, terms)
 
 
 @kernel
@@ -352,16 +352,18 @@ def variances(eigenvalues, levels, prior, degree, m0, m1, t0, t1, out):
     chunks = (levels.shape[1] + degree - 2) // degree
     q = np.empty((chunks, degree + 1))
     p = np.empty((chunks, degree + 1))
-    c = np.empty(3)
     a, b, gain = np.empty(TILE), np.empty(TILE), np.empty(TILE)
     for m in range(m0, m1):
-        expand(levels[m], degree, q, p)
-        start_polynomial(levels[m, 0], prior, c)
+        expand(levels[m], prior, degree, q, p)
+        first = levels[m, 0]
         for begin in range(t0 * TILE, min(t1 * TILE, eigenvalues.size), TILE):
             x = eigenvalues[begin : begin + TILE]
             quotient(x, q, p, a, b, gain)
             for j in range(x.size):
-                out[m, begin + j] = gain[j] * gain[j] / fma(fma(c[0], x[j], c[1]), x[j], c[2])
+                out[m, begin + j] = gain[j] * gain[j]
+            if prior == EXACT and not math.isinf(first):
+                for j in range(x.size):
+                    out[m, begin + j] *= x[j] + first * first
 
 
 @kernel
@@ -372,14 +374,12 @@ def level_variances(eigenvalues, levels, prior, t0, t1, out):
     """
     begin, end = t0 * TILE, min(t1 * TILE, eigenvalues.size)
     first = levels[0]
-    square = first * first
+    deviation = start_deviation(first, prior)
     for j in range(begin, end):
-        if prior == VP:
-            out[0, j] = 1.0 + square
-        elif prior == FLOW:
-            out[0, j] = (1.0 + first) * (1.0 + first)
+        if prior == EXACT or math.isinf(first):
+            out[0, j] = eigenvalues[j] + first * first
         else:
-            out[0, j] = square if prior == VE else eigenvalues[j] + square
+            out[0, j] = deviation * deviation
     for k in range(levels.size - 1):
         here, there = levels[k], levels[k + 1]
         for j in range(begin, end):
