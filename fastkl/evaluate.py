@@ -124,11 +124,11 @@ def refuse_zero_eigenvalue(data: Spectrum, levels: Array, metric: str, named: bo
     """Raise if an entropy would not be finite: an eigenvalue of 0 and a last level of 0."""
     if data.eigenvalues.min() > 0.0 or levels[:, -1].min() > 0.0:
         return
-    index = int(np.argmin(data.eigenvalues))
+    index, row = int(np.argmin(data.eigenvalues)), int(np.argmin(levels[:, -1]))
     where = "spectrum.eigenvalues" if named else "spectrum"
     raise ValueError(
         f"{where}[{index}] = 0.0: must be above 0, because {metric} is not finite for an eigenvalue of 0 and a last "
-        f"level of 0 (sigmas row {int(np.argmin(levels[:, -1]))}); add a floor (Spectrum.floored) or end at a level above 0"
+        f"level of 0 (row {row} of sigmas); add a floor (Spectrum.floored) or end at a level above 0"
     )
 
 
