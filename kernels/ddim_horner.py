@@ -207,11 +207,17 @@ def sum_lanes(t):
 @kernel
 def sum_tile(t, size):
     """Return the sum of the first `size` elements of a tile in a fixed order; overwrites the tile."""
-    t[size:] = 0.0
-    for j in range(LANES):
-        t[j] = ((t[j] + t[j + 1 * LANES]) + (t[j + 2 * LANES] + t[j + 3 * LANES])) + (
-            (t[j + 4 * LANES] + t[j + 5 * LANES]) + (t[j + 6 * LANES] + t[j + 7 * LANES])
-        )
+    rows = (size + LANES - 1) // LANES
+    t[size : rows * LANES] = 0.0
+    if rows == 8:
+        for j in range(LANES):
+            t[j] = ((t[j] + t[j + 1 * LANES]) + (t[j + 2 * LANES] + t[j + 3 * LANES])) + (
+                (t[j + 4 * LANES] + t[j + 5 * LANES]) + (t[j + 6 * LANES] + t[j + 7 * LANES])
+            )
+    else:
+        for row in range(1, rows):
+            for j in range(LANES):
+                t[j] += t[j + row * LANES]
     return sum_lanes(t)
 
 
