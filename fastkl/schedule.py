@@ -135,7 +135,7 @@ class NoiseSchedule(ScheduleBase):
 
     @classmethod
     def cosine(cls, num_train_timesteps: int = 1000) -> Self:
-        """Follow a cosine: abar proportional to cos((t/T + 0.008)/1.008 pi/2)**2, betas at most 0.999 (squaredcos_cap_v2).
+        """Cosine curve (squaredcos_cap_v2): abar ~ cos((t/T + 0.008)/1.008 pi/2)**2, betas at most 0.999.
 
         Parameters
         ----------
