@@ -257,9 +257,10 @@ def excess_by_products(q, products, sums):
 @kernel
 def relative_entropy(q, weights, size, unit, products, sums):
     """Return the weighted sum of (q - 1 - log q)/2 over a tile; overwrites q."""
-    if unit and size == TILE:
+    if unit and size > LANES:
+        q[size:] = 1.0  # a ratio of 1 adds nothing
         total = excess_by_products(q, products, sums)
-        if total > SMALL_EXCESS * TILE:
+        if total > SMALL_EXCESS * size:
             return 0.5 * total
     for j in range(size):
         q[j] = weights[j] * excess(q[j] - 1.0, q[j])
