@@ -23,10 +23,22 @@ from fastkl._families import (
     strict,
     uniform_timesteps,
 )
-from fastkl._validation import check_all, choice, decreasing, integer, real_array
+from fastkl._snapping import snap
+from fastkl._validation import choice, integer
 from fastkl.schedule import NoiseSchedule
+from fastkl.spectrum import Spectrum
 
-__all__ = ["FAMILIES", "exponential", "karras", "power_uniform", "quadratic", "snap", "tangent", "uniform"]
+__all__ = [
+    "FAMILIES",
+    "exponential",
+    "geodesic",
+    "karras",
+    "power_uniform",
+    "quadratic",
+    "snap",
+    "tangent",
+    "uniform",
+]
 
 Floats = NDArray[np.float64]
 
@@ -334,60 +346,65 @@ def tangent(
     return from_law(law, steps, low, high, batch, "fewer steps or another gamma")
 
 
-def snap(schedule: NoiseSchedule, sigmas: ArrayLike) -> Floats:
-    """Move levels to distinct levels of a discrete schedule.
+def geodesic(
+    schedule: NoiseSchedule,
+    steps: int,
+    spectrum: Spectrum | ArrayLike,
+    sigma_min: float = 0.0,
+    sigma_max: float | None = None,
+) -> Floats:
+    r"""Levels that minimise the leading term of `kl` in 1/N for a given spectrum, among all schedules.
 
-    Each level goes to its nearest timestep in log sigma. Levels that fall on one timestep, or are pushed by such, are
-    spread so that the largest shift from the nearest timestep, counted in timesteps, is as small as possible.
+    The density of levels is :math:`u(\sigma) \propto (\sum_i c_i A_i \lambda_i / (\lambda_i + \sigma^2)^2)^{1/2}` with
+    :math:`A_i = \int \lambda_i (\lambda_i + \sigma^2)^{-2} u^{-1} d\sigma`; see `fastkl.theory.geodesic_levels`.
 
     Parameters
     ----------
     schedule : NoiseSchedule
-        A discrete one with T timesteps.
-    sigmas : (K,) or (M, K) array_like
-        Strictly decreasing levels in [sigma_min, sigma_max] of the schedule. A final 0 stays, in all rows or in none.
+        Supplies the first level and the range that the ends must keep to.
+    steps : int
+        N, at least 1.
+    spectrum : Spectrum or (d,) array_like
+        Covariance spectrum of the data (squared data units); above 0 if `sigma_min` is 0.
+    sigma_min : float
+        Last level, 0 by default: the path itself ends there. Above 0 it must lie in the schedule's range, and the
+        result ends at `sigma_min`, not at 0.
+    sigma_max : float, optional
+        First level, by default the schedule's; may be inf if the schedule reaches it.
 
     Returns
     -------
-    ndarray of float64
-        Shaped like `sigmas`, strictly decreasing; all levels but a final 0 are levels of the schedule.
+    (N+1,) ndarray of float64
+        Levels, strictly decreasing from `sigma_max` to `sigma_min`.
 
     Raises
     ------
     TypeError, ValueError
-        If an argument is of the wrong kind or out of range, or a row has more levels than the schedule.
+        If an argument is of the wrong kind or out of range, or two levels coincide in float64.
 
     Notes
     -----
-    O(M K) after the look-up of the levels. A row whose nearest timesteps are distinct gets exactly these.
+    0.01 to 0.1 s; more than 400 distinct eigenvalues are binned. Levels may lie below the schedule's
+    least level (`snap` moves them onto its grid).
+
+    References
+    ----------
+    Leading term of the Euler-Maclaurin expansion: Sun, Poor and Zhang (arXiv 2601.13602).
 
     Examples
     --------
-    >>> schedule = NoiseSchedule.ddpm_linear()
-    >>> levels = snap(schedule, [100.0, 1.0001, 1.0, 0.0])
-    >>> schedule.timesteps(levels[:-1]).tolist()
-    [953, 258, 257]
+    >>> geodesic(NoiseSchedule.flow(), 4, [4.0]).round(4).tolist()
+    [inf, 4.8284, 2.0, 0.8284, 0.0]
     """
-    check_schedule(schedule)
-    count = schedule.num_train_timesteps
-    if count is None:
-        raise ValueError(f"schedule = {schedule!r}: must be discrete, there are no timesteps to snap to")
-    levels = real_array("sigmas", sigmas, ndim=(1, 2))
-    decreasing("sigmas", levels)
-    zero = bool(levels[..., -1].flat[0] == 0.0)
-    valid = np.ones(levels.shape, dtype=np.bool_)
-    valid[..., -1] = (levels[..., -1] == 0.0) == zero
-    check_all("sigmas", levels, valid, "all rows must end in 0, or none")
-    kept = levels.shape[-1] - zero
-    if kept > count:
-        raise ValueError(f"sigmas: {kept} levels cannot have a timestep each, the schedule has {count}")
-    snapped = levels.copy()
-    if kept:
-        nearest = np.atleast_2d(schedule.timesteps(levels[..., :kept]))
-        snapped[..., :kept] = schedule.sigmas(distinct(nearest, count)).reshape(levels[..., :kept].shape)
-    return snapped
+    from fastkl.theory import geodesic_levels
+
+    low, high = ends(schedule, sigma_min, sigma_max, zero=True, infinite=True)
+    for name, end in (("sigma_min", low), ("sigma_max", high)):
+        if end.ndim:
+            raise TypeError(f"{name}: must be a number, got an array of shape {end.shape}")
+    return geodesic_levels(spectrum, steps, float(high), float(low))
 
 
-FAMILIES: dict[str, Callable[..., Floats]] = {
+FAMILIES: dict[str, Callable[..., Floats]] = {  # those that need no spectrum
     family.__name__: family for family in (uniform, quadratic, power_uniform, karras, exponential, tangent)
 }

@@ -5,8 +5,18 @@ import itertools
 import numpy as np
 import pytest
 
-from fastkl import discretize
-from fastkl.discretize import FAMILIES, exponential, karras, power_uniform, quadratic, snap, tangent, uniform
+from fastkl import Spectrum, discretize, divergence, tangent_gamma
+from fastkl.discretize import (
+    FAMILIES,
+    exponential,
+    geodesic,
+    karras,
+    power_uniform,
+    quadratic,
+    snap,
+    tangent,
+    uniform,
+)
 from fastkl.schedule import NoiseSchedule
 
 LINEAR = NoiseSchedule.ddpm_linear()
@@ -241,6 +251,26 @@ def test_snap_shapes_endings_and_infinity():
     assert ZERO_SNR.timesteps(levels[:-1]).tolist() == [4, 3, 2]
 
 
+def test_snap_sends_levels_outside_the_range_to_the_nearest_end():
+    low, high = SMALL.sigma_min, SMALL.sigma_max
+    assert snap(SMALL, [2.0 * high, 0.0]).tolist() == [high, 0.0]
+    assert snap(SMALL, [np.inf, low / 10.0]).tolist() == [high, low]
+    levels = snap(SMALL, [low / 2.0, low / 3.0, low / 4.0, 0.0])
+    assert SMALL.timesteps(levels[:-1]).tolist() == [2, 1, 0]
+
+
+def test_geodesic_spans_the_schedule_and_beats_the_tangent_law_with_gamma_star():
+    spectrum = Spectrum.power_law(3072, 1.0)
+    for steps in (5, 20):
+        levels = geodesic(FLOW, steps, spectrum)
+        assert levels[0] == np.inf
+        assert levels[-1] == 0.0
+        law = tangent(FLOW, steps, gamma=tangent_gamma(spectrum))
+        assert divergence(spectrum, levels) < 0.9 * divergence(spectrum, law)
+    ends = geodesic(EDM, 7, spectrum, sigma_min=0.1, sigma_max=20.0)
+    assert (ends[0], ends[-1], len(ends)) == (20.0, 0.1, 8)
+
+
 def test_snap_reads_only():
     levels = np.array([1.0, 0.95, 0.9, 0.0])
     before = levels.copy()
@@ -320,8 +350,16 @@ BAD = [
     (lambda: tangent(EDM, 5, [[1.0]]), ValueError, r"gamma: must be"),
     (lambda: tangent(EDM, 5, sigma_max=np.inf), ValueError, r"sigma_max = inf: must be above 0 and at most"),
     (lambda: snap(SMALL, [0.9, 1.0]), ValueError, r"sigmas\[1\] = 1\.0: must be below"),
-    (lambda: snap(SMALL, [100.0, 1.0]), ValueError, r"sigmas\[0\] = 100\.0: must be in"),
-    (lambda: snap(SMALL, [1.0, 0.1, 0.0]), ValueError, r"sigmas\[1\] = 0\.1: must be in"),
+    (
+        lambda: snap(SMALL, [100.0, -1.0]),
+        ValueError,
+        r"sigmas\[1\] = -1\.0: a noise level must be a number >= 0",
+    ),
+    (lambda: snap(SMALL, [np.nan, 0.1, 0.0]), ValueError, r"sigmas\[0\] = nan: a noise level must be"),
+    (lambda: geodesic(SMALL, 3, [1.0], sigma_max=100.0), ValueError, r"^sigma_max = 100\.0: .*at most"),
+    (lambda: geodesic(EDM, 3, [1.0], sigma_min=[0.1, 0.2]), TypeError, r"sigma_min: must be a number"),
+    (lambda: geodesic(EDM, 3, [1.0, 0.0]), ValueError, r"spectrum\[1\] = 0\.0"),
+    (lambda: geodesic("edm", 3, [1.0]), TypeError, r"schedule: "),
     (lambda: snap(SMALL, [1.0, np.nan]), ValueError, r"sigmas\[1\] = nan"),
     (lambda: snap(SMALL, [[1.0, 0.0], [1.0, 0.9]]), ValueError, r"sigmas\[1, 1\] = 0\.9: all rows"),
     (lambda: snap(SMALL, np.linspace(3, 1, 13)), ValueError, r"sigmas: 13 levels .* has 12"),
