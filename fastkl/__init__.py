@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fastkl import discretize
+    from fastkl._warmup import warmup
     from fastkl.evaluate import divergence, output_variance, trajectory
     from fastkl.schedule import NoiseSchedule
     from fastkl.spectrum import Spectrum
@@ -26,10 +27,11 @@ _HOMES = {
     "output_variance": "fastkl.evaluate",
     "tangent_gamma": "fastkl.theory",
     "trajectory": "fastkl.evaluate",
+    "warmup": "fastkl._warmup",
 }
 
 __all__ = ["NoiseSchedule", "Spectrum", "__version__", "best_gamma", "discretize", "divergence", "expansion",
-           "output_variance", "tangent_gamma", "trajectory"]  # fmt: skip
+           "output_variance", "tangent_gamma", "trajectory", "warmup"]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,57 @@
+"""The command line of fastkl: ``fastkl rank | score | spectrum | doctor | warmup``.
+
+This module stays light, so that errors, Ctrl-C and a closed pipe are handled from the first import on.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+__all__ = ["main"]
+
+INPUT_ERROR, INTERRUPTED, CLOSED_PIPE = 2, 130, 141
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status; `argv` is what follows the program's name."""
+    try:
+        try:
+            return _run(argv)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # the reader has gone, as in `fastkl rank | head`
+        _discard_stdout()
+        return CLOSED_PIPE
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except MemoryError as error:
+        return _fail(f"not enough memory: {error}" if str(error) else "not enough memory")
+    except OSError as error:
+        return _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+    except (TypeError, ValueError) as error:  # how the library reports bad input
+        return _fail(str(error))
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    from fastkl.cli.parser import build_parser
+
+    try:
+        arguments = build_parser().parse_args(argv)
+    except SystemExit as finished:  # --help, --version or a bad argument, about which argparse has written
+        return finished.code if isinstance(finished.code, int) else 0
+    status: int = arguments.run(arguments)
+    return status
+
+
+def _fail(message: str) -> int:
+    print("fastkl: error:", " ".join(message.split()), file=sys.stderr)
+    return INPUT_ERROR
+
+
+def _discard_stdout() -> None:
+    """Let what is still buffered go nowhere, or Python would complain about the closed pipe when it exits."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, sys.stdout.fileno())
+    os.close(null)
