@@ -110,6 +110,12 @@ class ScheduleBase:
         -----
         Table values are looked up. Otherwise a level is good to about 1e-15 relative for the `t` given; near
         t = 1 the spacing of floats in t limits how finely large levels of `flow` and `tangent` differ.
+
+        Examples
+        --------
+        >>> from fastkl import NoiseSchedule
+        >>> NoiseSchedule.ddpm_linear().sigmas([0, 999]).round(4).tolist()
+        [0.01, 157.4073]
         """
         points = real_array("t", t, ndim=(0, 1, 2)).reshape(np.shape(t))
         last = 1 if self._sigmas is None else self._sigmas.size - 1
@@ -145,6 +151,12 @@ class ScheduleBase:
         ------
         ValueError
             If a level is out of range, or lies between a finite and an infinite level.
+
+        Examples
+        --------
+        >>> from fastkl import NoiseSchedule
+        >>> NoiseSchedule.flow().times([1.0, 0.25]).tolist()
+        [0.5, 0.2]
         """
         levels = self._levels(sigmas)
         if self._sigmas is None:
@@ -172,6 +184,12 @@ class ScheduleBase:
         ------
         ValueError
             If the schedule is continuous or a level out of range.
+
+        Examples
+        --------
+        >>> from fastkl import NoiseSchedule
+        >>> NoiseSchedule.ddpm_linear().timesteps([10.0, 1.0]).tolist()
+        [674, 258]
         """
         if self._sigmas is None:
             raise ValueError(f"timesteps: {self!r} is continuous and has no timesteps; use times(sigmas)")

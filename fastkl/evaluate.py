@@ -100,7 +100,7 @@ def divergence(
     >>> import fastkl
     >>> value = fastkl.divergence([4.0, 1.0, 0.25], [80.0, 10.0, 2.0, 0.5, 0.0])
     >>> round(value, 6)
-    0.400427
+    0.808473
     """
     data = as_spectrum("spectrum", spectrum)
     levels, single = candidate_levels("sigmas", sigmas)
@@ -180,8 +180,12 @@ def output_variance(
         Covariance spectrum of the data, or its eigenvalues (squared data units).
     sigmas : array_like, shape (N+1,) or (M, N+1)
         Candidate schedules, as in `divergence`.
-    sampler, prior, num_threads
-        As in `divergence`.
+    sampler : {"ddim"}
+        The update rule.
+    prior : {"vp", "ve", "flow", "exact"}
+        Variance of the first state, as in `divergence`.
+    num_threads : int, optional
+        Threads for this call, as in `divergence`.
 
     Returns
     -------
@@ -205,7 +209,7 @@ def output_variance(
     --------
     >>> import fastkl
     >>> fastkl.output_variance([4.0, 1.0], [80.0, 5.0, 1.0, 0.0]).round(4)
-    array([2.5665, 0.2768])
+    array([1.5703, 0.3345])
     """
     data, levels, single, threads = checked(spectrum, sigmas, sampler, prior, num_threads)
     values: Array = backend_for("auto").output_variance(data.eigenvalues, levels, prior, threads)
@@ -232,8 +236,12 @@ def trajectory(
         Covariance spectrum of the data, or its eigenvalues (squared data units).
     sigmas : array_like, shape (N+1,) or (M, N+1)
         Candidate schedules, as in `divergence`.
-    sampler, prior, num_threads
-        As in `divergence`.
+    sampler : {"ddim"}
+        The update rule.
+    prior : {"vp", "ve", "flow", "exact"}
+        Variance of the first state, as in `divergence`.
+    num_threads : int, optional
+        Threads for this call, as in `divergence`.
 
     Returns
     -------
@@ -257,9 +265,9 @@ def trajectory(
     --------
     >>> import fastkl
     >>> fastkl.trajectory([1.0], [3.0, 1.0, 0.0], prior="exact").round(3)
-    array([[10.  ],
-           [ 1.6 ],
-           [ 0.4 ]])
+    array([[10. ],
+           [ 1.6],
+           [ 0.4]])
     """
     data, levels, single, threads = checked(spectrum, sigmas, sampler, prior, num_threads)
     values: Array = backend_for("auto").trajectory(data.eigenvalues, levels, prior, threads)

@@ -378,6 +378,11 @@ class Spectrum:
         Returns
         -------
         list of str
+
+        Examples
+        --------
+        >>> Spectrum.presets()
+        ['breast_cancer', 'digits', 'mnist', 'photographs']
         """
         files = importlib.resources.files("fastkl").joinpath("data").iterdir()
         return sorted(file.name.removesuffix(".npz") for file in files if file.name.endswith(".npz"))
