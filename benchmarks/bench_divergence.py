@@ -5,10 +5,10 @@
 
 import machine
 import pytest
+from fastkl.kernels import reference
 from side_by_side import candidates, spectrum
 
 import fastkl
-from fastkl.kernels import reference
 
 LARGEST_NUMPY = 2 * 10**7  # eigenvalue-steps of one NumPy round: about 0.1 s
 SIZES = (10**3, 10**4, 10**5, 10**6)
@@ -33,7 +33,9 @@ def test_exact(benchmark, d, n, m, threads):
     assert result.shape == (m,)
 
 
-@pytest.mark.parametrize(("d", "n", "m"), [case for case in GRID if case[0] * case[1] * case[2] <= LARGEST_NUMPY])
+@pytest.mark.parametrize(
+    ("d", "n", "m"), [case for case in GRID if case[0] * case[1] * case[2] <= LARGEST_NUMPY]
+)
 def test_vectorised_numpy(benchmark, d, n, m):
     values, levels = spectrum(d), candidates(m, n)
     benchmark.extra_info["eigenvalue_steps"] = d * n * m

@@ -12,9 +12,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-from numba import njit
-
 from fastkl.kernels.compiling import fma
+from numba import njit
 
 ROOT = Path(__file__).resolve().parents[1]
 CHAIN = 32
@@ -69,8 +68,12 @@ def cpu_name() -> str:
 def description() -> dict[str, object]:
     """Machine, versions, date and commit, for a result file."""
     git = ["git", "-C", str(ROOT)]
-    commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-    status = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
+    commit = subprocess.run(
+        [*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    status = subprocess.run(
+        [*git, "status", "--porcelain"], capture_output=True, text=True, check=True
+    ).stdout
     return {
         "cpu": cpu_name(),
         "cpus": os.cpu_count(),

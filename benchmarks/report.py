@@ -19,12 +19,11 @@ def rate_table(result: dict) -> list[str]:
         "| steps N | threads | eigenvalue-steps/s | share of the machine's FMA rate | times vectorised NumPy |",
         "|---|---|---|---|---|",
     ]
-    for row in result["rates"]:
-        lines.append(
-            f"| {row['N']} | {row['threads']} | {row['eigenvalue_steps_per_s'] / 1e9:.1f}e9 "
-            f"| {row['share_of_fma_rate']:.0%} | {row['times_numpy']:.0f} |"
-        )
-    return lines
+    return lines + [
+        f"| {row['N']} | {row['threads']} | {row['eigenvalue_steps_per_s'] / 1e9:.1f}e9 "
+        f"| {row['share_of_fma_rate']:.0%} | {row['times_numpy']:.0f} |"
+        for row in result["rates"]
+    ]
 
 
 def report(result: dict) -> str:
@@ -33,8 +32,8 @@ def report(result: dict) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     exponents = ", ".join(f"{name}^{growth[name]['exponent']:.2f}" for name in ("d", "M", "N"))
     lines = [
-        f"Exact `kl` of {first['M']} candidates on {first['d']:,} eigenvalues, medians of rounds in which all rivals are",
-        "timed one after the other; a step counts as two fused multiply-adds (FMA), the least the exact form needs.",
+        f"Exact `kl` of {first['M']} candidates on {first['d']:,} eigenvalues, medians of rounds in which all rivals",
+        "are timed one after the other; a step counts as two fused multiply-adds (FMA), the least of the exact form.",
         "",
         *rate_table(result),
         "",
@@ -45,7 +44,7 @@ def report(result: dict) -> str:
         f"a later small call {startup['later_call_s'] * 1e6:.0f} us.",
         "",
         f"Machine: {result['cpu']}, {result['cpus']} CPUs, {result['system']}, Python {result['python']}; {versions}.",
-        f"Measured {result['date']} at commit {result['commit'][:12]}. GPU: not measured (this version has no GPU kernels).",
+        f"Measured {result['date']} at commit {result['commit'][:12]}. GPU: not measured (no GPU kernels yet).",
     ]
     return "\n".join(lines)
 
@@ -61,7 +60,10 @@ def main() -> int:
     if "--check" not in sys.argv[1:]:
         path.write_text(updated, encoding="utf-8")
     elif updated != text:
-        print("README.md differs from benchmarks/results/cpu.json: run python benchmarks/report.py", file=sys.stderr)
+        print(
+            "README.md differs from benchmarks/results/cpu.json: run python benchmarks/report.py",
+            file=sys.stderr,
+        )
         return 1
     return 0
 

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import machine
 import numpy as np
+from fastkl.kernels import reference
 
 import fastkl
-from fastkl.kernels import reference
 
 RESULTS = Path(__file__).resolve().parent / "results"
 EIGENVALUES, CANDIDATES, ROUNDS = 10**6, 32, 7
@@ -52,10 +52,24 @@ def rate_row(steps: int, threads: int) -> dict[str, float]:
         ours = seconds(lambda: fastkl.divergence(values, levels, num_threads=threads))
         numpy_seconds = seconds(lambda: reference.divergence(values, few)) * CANDIDATES / len(few)
         pairs = EIGENVALUES * CANDIDATES * steps
-        rows.append((pairs / ours, 2 * pairs / ours / peak, numpy_seconds / ours, pairs / numpy_seconds, peak))
+        rows.append(
+            (pairs / ours, 2 * pairs / ours / peak, numpy_seconds / ours, pairs / numpy_seconds, peak)
+        )
     medians = [statistics.median(column) for column in zip(*rows, strict=True)]
-    names = ("eigenvalue_steps_per_s", "share_of_fma_rate", "times_numpy", "numpy_eigenvalue_steps_per_s", "fma_per_s")
-    return {"d": EIGENVALUES, "M": CANDIDATES, "N": steps, "threads": threads, **dict(zip(names, medians, strict=True))}
+    names = (
+        "eigenvalue_steps_per_s",
+        "share_of_fma_rate",
+        "times_numpy",
+        "numpy_eigenvalue_steps_per_s",
+        "fma_per_s",
+    )
+    return {
+        "d": EIGENVALUES,
+        "M": CANDIDATES,
+        "N": steps,
+        "threads": threads,
+        **dict(zip(names, medians, strict=True)),
+    }
 
 
 def growth(sizes: list[int], call: Callable[[int], Callable[[], object]]) -> dict[str, object]:
@@ -107,7 +121,9 @@ def startup(rounds: int = 9) -> dict[str, float]:
         "import_s": statistics.median(row[0] for row in warm),
         "first_call_warm_cache_s": statistics.median(row[1] for row in warm),
         "first_call_cold_cache_s": statistics.median(row[1] for row in cold),
-        "later_call_s": statistics.median(seconds(lambda: fastkl.divergence(small, levels)) for _ in range(101)),
+        "later_call_s": statistics.median(
+            seconds(lambda: fastkl.divergence(small, levels)) for _ in range(101)
+        ),
     }
 
 

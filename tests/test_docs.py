@@ -44,7 +44,9 @@ def public_objects():
             elif inspect.isclass(thing):
                 yield f"{thing.__module__}.{name}"
                 for member, value in inspect.getmembers(thing):
-                    if not member.startswith("_") and (inspect.isroutine(value) or isinstance(value, property)):
+                    if not member.startswith("_") and (
+                        inspect.isroutine(value) or isinstance(value, property)
+                    ):
                         yield f"{thing.__module__}.{name}.{member}"
 
 
