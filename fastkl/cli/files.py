@@ -40,10 +40,10 @@ def read_sigmas(name: str) -> Array:
 def arrays_from_numpy(name: str) -> dict[str, NDArray[Any]]:
     """Return the arrays in an .npz file, or the one in an .npy file under the name of "array"."""
     try:
-        loaded = np.load(name, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return {"array": loaded}
-        with loaded:
+        with open(name, "rb") as file:
+            loaded = np.load(file, allow_pickle=False)
+            if isinstance(loaded, np.ndarray):
+                return {"array": loaded}
             return {key: np.asarray(loaded[key]) for key in loaded.files}
     except (OSError, MemoryError):
         raise

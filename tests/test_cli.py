@@ -1,0 +1,560 @@
+"""The command line: values against the library, input from every kind of file, and how it fails."""
+
+import io
+import json
+import os
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import fastkl
+from fastkl import NoiseSchedule, Spectrum, discretize
+from fastkl.cli import main
+from fastkl.cli.schedules import NAMES
+
+SCHEDULE = NoiseSchedule.ddpm_linear()
+DIGITS = Spectrum.preset("digits")
+LEVELS = np.array([[80.0, 5.0, 1.0, 0.0], [60.0, 4.0, 0.5, 0.0]])
+FEW = ("--spectrum", "digits", "--candidates-per-family", "12")
+
+
+def run(capsys, *arguments):
+    """Exit status, stdout and stderr of a command run in this process."""
+    status = main(list(arguments))
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+def document(capsys, *arguments):
+    """The JSON document that a command prints."""
+    status, out, _ = run(capsys, *arguments, "--json")
+    assert status == 0
+    return json.loads(out, parse_constant=pytest.fail)  # no NaN or Infinity, which are not JSON
+
+
+def python(*arguments, **options):
+    return subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, timeout=120, check=False, **options
+    )
+
+
+# rank
+
+
+@pytest.mark.parametrize("metric", ["kl", "w2"])
+@pytest.mark.parametrize("steps", [1, 2, 7])
+def test_winner_is_what_the_library_says(capsys, metric, steps):
+    report = document(capsys, "rank", *FEW, "--steps", str(steps), "--metric", metric)
+    winner = report["winner"]
+    sigmas, timesteps = np.array(winner["sigmas"]), winner["timesteps"]
+    assert sigmas.shape == (steps + 1,)
+    assert sigmas[-1] == 0.0
+    assert all(isinstance(t, int) and 0 <= t < 1000 for t in timesteps)
+    assert timesteps == sorted(set(timesteps), reverse=True)
+    assert np.array_equal(SCHEDULE.sigmas(timesteps), sigmas[:-1])
+    assert winner["times"] == timesteps
+    assert winner["value"] == fastkl.divergence(DIGITS, sigmas, metric)
+    assert winner["value"] == report["ranking"][0]["value"]
+
+
+def test_ranking_values_are_those_of_the_functions_named(capsys):
+    report = document(capsys, "rank", *FEW, "--steps", "5")
+    rows = report["ranking"]
+    assert {row["function"] for row in rows} == {*discretize.FAMILIES, "geodesic"}
+    for row in rows:
+        function, parameters = row["function"], row["parameters"]
+        if function == "geodesic":
+            levels = discretize.geodesic(SCHEDULE, 5, DIGITS)
+        else:
+            levels = discretize.FAMILIES[function](SCHEDULE, 5, **parameters)
+        assert row["value"] == fastkl.divergence(DIGITS, discretize.snap(SCHEDULE, levels))
+
+
+def test_ranking_ascends_and_repeats(capsys):
+    report = document(capsys, "rank", *FEW, "--top", "25")
+    values = [row["value"] for row in report["ranking"]]
+    assert values == sorted(values)
+    assert [row["rank"] for row in report["ranking"]] == list(range(1, 26))
+    assert report["ranking"][0]["times_best"] == 1.0
+    assert report["ranking"][9]["times_best"] == pytest.approx(values[9] / values[0])
+    again = document(capsys, "rank", *FEW, "--top", "25", "--threads", "1")
+    assert again["ranking"] == report["ranking"]
+    assert again["winner"] == report["winner"]
+
+
+def test_duplicates_are_dropped_and_counted(capsys):
+    report = document(capsys, "rank", *FEW, "--steps", "1000")
+    assert report["candidates"] == 1  # there is only one way to visit all timesteps
+    assert report["duplicates"] == report["generated"] - 1
+    assert report["ranking"][0]["parameters"] == {"spacing": "linspace"}  # the first is kept
+
+
+def test_uniform_spacings_are_compared(capsys):
+    report = document(capsys, "rank", *FEW)
+    assert list(report["uniform"]) == ["linspace", "leading", "trailing"]
+    for spacing, row in report["uniform"].items():
+        value = fastkl.divergence(DIGITS, discretize.uniform(SCHEDULE, 10, spacing))
+        assert row["value"] == value
+        assert row["times_best"] == pytest.approx(value / report["winner"]["value"])
+
+
+def test_ideal_levels_need_not_be_timesteps(capsys):
+    report = document(capsys, "rank", *FEW, "--no-snap")
+    assert report["snapped"] is False
+    assert report["winner"]["timesteps"] is None
+    assert report["winner"]["value"] == fastkl.divergence(DIGITS, report["winner"]["sigmas"])
+    assert min(report["winner"]["sigmas"][:-1]) >= SCHEDULE.sigma_min
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_schedule_can_be_ranked(capsys, name):
+    option = ("--schedule-option", "gamma=0.5") if name == "tangent" else ()
+    report = document(capsys, "rank", *FEW, "--schedule", name, *option, "--steps", "4")
+    schedule = NoiseSchedule.tangent(0.5) if name == "tangent" else getattr(NoiseSchedule, name)()
+    sigmas = np.array(report["winner"]["sigmas"], dtype=float)  # "inf" is how JSON has it
+    assert report["schedule"] == repr(schedule)
+    assert report["prior"] == schedule.prior
+    assert report["winner"]["value"] == fastkl.divergence(DIGITS, sigmas, prior=schedule.prior)
+    assert schedule.sigmas(report["winner"]["times"]) == pytest.approx(sigmas[:-1], rel=1e-9)
+    assert (report["winner"]["timesteps"] is not None) == schedule.is_discrete
+
+
+def test_schedule_options_reach_the_schedule(capsys):
+    options = ("--schedule-option", "num_train_timesteps=50", "--schedule-option", "beta_end=0.3")
+    report = document(capsys, "rank", *FEW, *options)
+    assert report["schedule"] == repr(NoiseSchedule.ddpm_linear(50, beta_end=0.3))
+    assert max(report["winner"]["timesteps"]) < 50
+
+
+def test_prior_and_floor_are_used(capsys):
+    report = document(capsys, "rank", *FEW, "--prior", "exact", "--floor", "0.25")
+    spectrum = Spectrum.preset("digits", floor=0.25)
+    assert report["winner"]["value"] == fastkl.divergence(spectrum, report["winner"]["sigmas"], prior="exact")
+
+
+def test_rank_for_people(capsys):
+    status, out, err = run(capsys, "rank", *FEW)
+    winner = document(capsys, "rank", *FEW)["winner"]
+    assert status == 0
+    assert f"timesteps = {winner['timesteps']}" in out
+    assert f"sigmas = [{', '.join(f'{s:.6g}' for s in winner['sigmas'])}]" in out
+    assert "power_uniform" in out
+    assert "candidates/s" in out
+    assert "times lower" in out
+    assert "scoring candidates" in err
+    assert "scoring" not in out
+
+
+# score
+
+
+def saved(tmp_path, kind, levels):
+    """A file of `kind` that holds `levels`."""
+    path = tmp_path / f"sigmas.{kind}"
+    rows = np.atleast_2d(levels).tolist()
+    if kind == "npy":
+        np.save(path, levels)
+    elif kind == "npz":
+        np.savez(path, sigmas=levels, other=np.ones(3))
+    elif kind == "json":
+        path.write_text(json.dumps(np.asarray(levels).tolist()))
+    elif kind == "csv":
+        path.write_text("# levels\n\n" + "\n".join(", ".join(map(repr, row)) for row in rows))
+    else:
+        path.write_text("\n".join(" ".join(map(repr, row)) + "  # a row" for row in rows))
+    return str(path)
+
+
+@pytest.mark.parametrize("kind", ["npy", "npz", "json", "csv", "txt"])
+@pytest.mark.parametrize("levels", [LEVELS, LEVELS[0]], ids=["two", "one"])
+def test_scores_from_every_kind_of_file(capsys, tmp_path, kind, levels):
+    report = document(
+        capsys, "score", saved(tmp_path, kind, levels), "--spectrum", "digits", "--metric", "all"
+    )
+    assert report["candidates"] == len(np.atleast_2d(levels))
+    assert list(report["values"]) == ["kl", "reverse_kl", "jeffreys", "w2"]
+    for metric, values in report["values"].items():
+        assert values == np.atleast_1d(fastkl.divergence(DIGITS, levels, metric)).tolist()
+
+
+def test_a_single_column_is_one_candidate(capsys, tmp_path):
+    path = tmp_path / "column.txt"
+    path.write_text("inf\n2\n0.5\n0\n")
+    report = document(capsys, "score", str(path), "--prior", "flow")
+    assert report["values"]["kl"] == [fastkl.divergence(Spectrum.preset("mnist"), [np.inf, 2, 0.5, 0])]
+
+
+@pytest.mark.parametrize("text", ["80 5 1 0", "[80, 5, 1, 0]", "[[80, 5, 1, 0]]", '["inf", 5, 1, 0]'])
+def test_scores_from_stdin(capsys, monkeypatch, text):
+    monkeypatch.setattr(sys, "stdin", io.StringIO(text))
+    report = document(capsys, "score", "-", "--metric", "w2", "--metric", "kl", "--metric", "w2")
+    levels = [np.inf if "inf" in text else 80.0, 5.0, 1.0, 0.0]
+    assert list(report["values"]) == ["w2", "kl"]
+    assert report["values"]["kl"] == [fastkl.divergence(Spectrum.preset("mnist"), levels)]
+
+
+def test_infinite_values_are_valid_json(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO('["inf", 0]'))
+    assert document(capsys, "score", "-")["values"]["kl"] == ["inf"]
+
+
+def test_score_for_people(capsys, tmp_path):
+    status, out, _ = run(capsys, "score", saved(tmp_path, "csv", LEVELS))
+    values = fastkl.divergence(Spectrum.preset("mnist"), LEVELS)
+    assert status == 0
+    assert all(f"{value:.6g}" in out for value in values)
+    assert f"least kl: candidate {values.argmin()}" in out
+
+
+def test_score_says_what_a_table_leaves_out(capsys, tmp_path):
+    levels = np.linspace(50.0, 80.0, 1100)[:, None] * [1.0, 0.1, 0.0]
+    _, out, _ = run(capsys, "score", saved(tmp_path, "npy", levels))
+    assert "and 100 more candidates" in out
+
+
+# spectrum
+
+
+def test_spectrum_summary_against_numpy(capsys):
+    report = document(capsys, "spectrum", "mnist")
+    spectrum = Spectrum.preset("mnist")
+    values = np.sort(spectrum.eigenvalues)[::-1]
+    shares = values / values.sum()
+    assert (report["entries"], report["dim"], report["zeros"]) == (784, 784, 0)
+    assert report["total_variance"] == pytest.approx(values.sum())
+    assert report["largest"] == values[0]
+    assert report["smallest"] == values[-1]
+    assert report["condition_number"] == pytest.approx(values[0] / values[-1])
+    assert report["participation_ratio"] == pytest.approx(values.sum() ** 2 / (values**2).sum())
+    assert report["entropy_rank"] == pytest.approx(np.exp(-(shares * np.log(shares)).sum()))
+    assert report["tangent_gamma"] == fastkl.tangent_gamma(spectrum)
+    assert report["mean_norm"] == pytest.approx(np.linalg.norm(spectrum.mean))
+    for share in (0.5, 0.9, 0.99):
+        assert report["variance_quantiles"][str(share)] == 1 + np.sum(np.cumsum(shares) < share)
+
+
+def test_counts_weigh_in_the_summary(capsys, tmp_path):
+    path = tmp_path / "spectrum.npz"
+    np.savez(path, eigenvalues=[1.0, 4.0, 0.0], counts=[3, 2, 5], mean=[1.0, 0.0, 2.0])
+    report = document(capsys, "spectrum", str(path))
+    repeated = np.repeat([4.0, 1.0], [2, 3])
+    shares = repeated / repeated.sum()
+    assert (report["entries"], report["dim"], report["zeros"]) == (3, 10, 5)
+    assert report["participation_ratio"] == pytest.approx(1 / (shares**2).sum())
+    assert report["entropy_rank"] == pytest.approx(np.exp(-(shares * np.log(shares)).sum()))
+    assert report["mean_norm"] == pytest.approx(np.sqrt(3 + 20))
+    assert report["variance_quantiles"] == {"0.5": 2, "0.9": 4, "0.99": 5}
+    assert report["condition_number"] is None
+    assert report["tangent_gamma"] is None
+
+
+@pytest.mark.parametrize("kind", ["npy", "csv", "txt"])
+def test_spectrum_files(capsys, tmp_path, kind):
+    path = saved(tmp_path, kind, np.array([3.0, 1.0]))
+    assert document(capsys, "spectrum", path, "--floor", "1")["total_variance"] == 6.0
+
+
+def test_a_spectrum_without_variance_has_no_ranks(capsys, tmp_path):
+    path = saved(tmp_path, "npy", np.zeros(3))
+    status, out, _ = run(capsys, "spectrum", path)
+    report = document(capsys, "spectrum", path)
+    assert status == 0
+    assert "zero eigenvalues" in out
+    assert report["zeros"] == 3
+    assert report["participation_ratio"] is None
+    assert report["variance_quantiles"] == {"0.5": None, "0.9": None, "0.99": None}
+    assert document(capsys, "rank", "--spectrum", path, "--metric", "w2")["winner"]["value"] >= 0.0
+
+
+# doctor and warmup
+
+
+def test_doctor_finds_a_working_backend(capsys):
+    status, out, _ = run(capsys, "doctor")
+    report = document(capsys, "doctor")
+    assert status == 0
+    assert "no GPU kernels in this version" in out
+    assert report["fastkl"] == fastkl.__version__
+    assert report["numpy"] == np.__version__
+    assert report["cpu_backend"] == "works"
+    assert report["threads"] >= 1
+
+
+@pytest.mark.parametrize("value", [0.5, ValueError("broken")])
+def test_doctor_fails_with_a_broken_backend(capsys, monkeypatch, value):
+    def broken(*arguments, **options):
+        if isinstance(value, Exception):
+            raise value
+        return value
+
+    monkeypatch.setattr("fastkl.evaluate.divergence", broken)
+    status, out, _ = run(capsys, "doctor", "--json")
+    assert status == 1
+    assert json.loads(out)["cpu_backend"].startswith(("fails: ValueError: broken", "wrong: 0.5"))
+
+
+def test_doctor_reports_a_bad_setting_of_threads(capsys, monkeypatch):
+    monkeypatch.setenv("FASTKL_NUM_THREADS", "many")
+    report = json.loads(run(capsys, "doctor", "--json")[1])
+    assert "FASTKL_NUM_THREADS = 'many'" in report["threads"]
+
+
+def test_warmup_compiles_every_signature(capsys):
+    assert document(capsys, "warmup")["seconds"] >= 0.0
+    seconds = fastkl.warmup()
+    assert isinstance(seconds, float)
+    from fastkl.kernels import ddim_compensated, ddim_horner
+
+    kernels = [ddim_horner.tile_sums, ddim_horner.variances, ddim_horner.level_variances,
+               ddim_compensated.compensated_tile_sums]  # fmt: skip
+    before = [list(kernel.signatures) for kernel in kernels]
+    assert all(before)
+    evaluate_all_kinds()
+    assert [list(kernel.signatures) for kernel in kernels] == before
+
+
+def evaluate_all_kinds():
+    """Calls of every kind: metrics, priors, counts, a mean, one candidate and many, coarse and fine, long and short."""
+    counted = Spectrum(np.geomspace(1e-3, 10.0, 3000), counts=np.full(3000, 2), mean=np.ones(3000))
+    wide = np.geomspace(1e-20, 1e20, 50)
+    fine, coarse = np.linspace(1.01, 1.0, 41), np.append(np.geomspace(100.0, 0.01, 40), 0.0)
+    for spectrum in (counted, wide, DIGITS):
+        for levels in (coarse, fine, np.array([coarse, coarse / 2]), np.append(np.inf, coarse)):
+            for prior in ("vp", "ve", "flow", "exact"):
+                for metric in ("kl", "reverse_kl", "jeffreys", "w2"):
+                    fastkl.divergence(spectrum, levels, metric, prior=prior)
+                fastkl.output_variance(spectrum, levels, prior=prior)
+                fastkl.trajectory(spectrum, levels, prior=prior)
+
+
+# bad input
+
+
+class Exploit:
+    """Unpickling this makes a file, so that a test can see whether it was unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+@pytest.mark.parametrize("suffix", ["npy", "npz"])
+@pytest.mark.parametrize("command", ["score", "spectrum"])
+def test_pickles_are_refused(capsys, tmp_path, suffix, command):
+    path, trace = tmp_path / f"array.{suffix}", tmp_path / "unpickled"
+    array = np.array([Exploit(str(trace))], dtype=object)
+    np.save(path, array, allow_pickle=True) if suffix == "npy" else np.savez(path, sigmas=array)
+    status, out, err = run(capsys, command, str(path), "--json")
+    assert (status, out) == (2, "")
+    assert err.startswith(f"fastkl: error: {path}: not a NumPy file of plain numbers")
+    bare = tmp_path / f"bare.{suffix}"
+    bare.write_bytes(pickle.dumps(Exploit(str(trace))))
+    assert run(capsys, command, str(bare))[0] == 2
+    assert not trace.exists()
+
+
+FILES = {
+    "empty.npy": (b"", "not a NumPy file"),
+    "noise.npz": (b"PK\x03\x04 nothing else", "not a NumPy file"),
+    "cut.npy": (b"\x93NUMPY\x01\x00\xff", "not a NumPy file"),
+    "words.csv": (b"3,2,0\n3,two,0\n", "words.csv, line 2: 'two' is not a number"),
+    "gap.csv": (b"3,,0\n", "gap.csv, line 1: '' is not a number"),
+    "ragged.txt": (b"3 2 0\n# comment\n3 0\n", "ragged.txt, line 3: has 2 numbers, lines before it 3"),
+    "empty.txt": (b"# nothing\n\n", "empty.txt: holds no numbers"),
+    "binary.txt": (b"\xff\xfe\x00", "binary.txt: not a text file in UTF-8"),
+    "broken.json": (b"[3, 2,", "broken.json: not JSON"),
+    "deep.json": (b"[" * 100_000, "deep.json: not JSON"),
+    "object.json": (b'{"a": 1}', "must be a list of levels"),
+    "ragged.json": (b"[[3, 2, 0], [3, 0]]", "sigmas: must be a rectangular array"),
+    "words.json": (b'["a", "b"]', "sigmas: must be an array of real numbers"),
+    "rising.json": (b"[1, 2, 0]", "sigmas[0, 1] = 2.0: must be below the element before it"),
+    "nan.txt": (b"nan 1 0", "sigmas[0, 0] = nan"),
+    "one.txt": (b"1", "sigmas: must hold at least two levels"),
+    "levels.dat": (b"3 2 0", "must be a .npy, .npz, .csv, .txt or .json file"),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_bad_files_of_sigmas(capsys, tmp_path, name):
+    content, message = FILES[name]
+    path = tmp_path / name
+    path.write_bytes(content)
+    status, out, err = run(capsys, "score", str(path))
+    assert (status, out) == (2, "")
+    assert message in err
+    assert err.startswith("fastkl: error: ")
+    assert err.count("\n") == 1
+
+
+ARRAYS = {
+    "score": [
+        ({"a": np.ones(2), "b": np.ones(2)}, "must hold one array or one called sigmas, found a, b"),
+        ({"sigmas": np.array([1 + 2j])}, "sigmas: must be an array of real numbers"),
+        ({"sigmas": np.ones((2, 2, 2))}, "sigmas: must be 1-D or 2-D"),
+    ],
+    "spectrum": [
+        ({"a": np.ones(2), "b": np.ones(2)}, "must hold an array called eigenvalues, found a, b"),
+        ({"eigenvalues": np.ones((2, 2))}, "eigenvalues: must be 1-D"),
+        ({"eigenvalues": np.array([1.0, -1.0])}, "eigenvalues[1] = -1.0"),
+        ({"eigenvalues": np.ones(2), "counts": np.ones(3)}, "counts"),
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("command", "arrays", "message"),
+    [(command, *case) for command, cases in ARRAYS.items() for case in cases],
+)
+def test_bad_arrays(capsys, tmp_path, command, arrays, message):
+    path = tmp_path / "arrays.npz"
+    np.savez(path, **arrays)
+    status, out, err = run(capsys, command, str(path))
+    assert (status, out) == (2, "")
+    assert message in err
+
+
+ARGUMENTS = [
+    ("", "the following arguments are required: COMMAND"),
+    ("dance", "invalid choice: 'dance'"),
+    (
+        "rank --spectrum mnits",
+        "spectrum 'mnits': must be a preset (breast_cancer, digits, mnist, photographs) or",
+    ),
+    ("rank --spectrum none.npy", "none.npy: No such file or directory"),
+    ("rank --spectrum .", "spectrum '.': must be a preset"),
+    (
+        "rank --spectrum mnist --floor 0",
+        "72 of its eigenvalues are 0, for which kl is not finite; add --floor",
+    ),
+    ("rank --floor=-1", "floor = -1.0: must be at least 0"),
+    ("rank --floor nan", "floor = nan: must be finite"),
+    ("rank --schedule dppm", "argument --schedule: invalid choice: 'dppm'"),
+    ("rank --schedule tangent", "needs --schedule-option gamma=VALUE"),
+    ("rank --schedule-option beta=1", "ddpm_linear has num_train_timesteps, beta_start, beta_end, no 'beta'"),
+    ("rank --schedule-option beta_end", "must look like KEY=VALUE"),
+    ("rank --schedule-option beta_end=x", "'x' is not a number"),
+    ("rank --schedule-option beta_end=2", "beta_end = 2.0: must be below 1"),
+    ("rank --schedule-option num_train_timesteps=1.5", "num_train_timesteps: must be an integer"),
+    ("rank --schedule flow --schedule-option shift=1 --schedule-option shift=2", "shift is given twice"),
+    ("rank --steps 0", "argument --steps: must be an integer above 0, got '0'"),
+    ("rank --steps 1001", "steps = 1001: must be at most 1000"),
+    ("rank --steps ten", "must be an integer above 0, got 'ten'"),
+    ("rank --metric fid", "argument --metric: invalid choice: 'fid'"),
+    ("rank --prior none", "argument --prior: invalid choice: 'none'"),
+    ("rank --threads 0", "argument --threads: must be an integer above 0"),
+    ("rank --top 0", "argument --top: must be an integer above 0"),
+    ("rank --candidates-per-family 0", "argument --candidates-per-family: must be an integer above 0"),
+    ("rank --step 10", "unrecognized arguments: --step"),
+    ("score", "the following arguments are required: FILE"),
+    ("score none.csv", "none.csv: No such file or directory"),
+    ("spectrum none.txt", "none.txt: No such file or directory"),
+    ("warmup now", "unrecognized arguments: now"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), ARGUMENTS)
+def test_bad_arguments(capsys, arguments, message):
+    status, out, err = run(capsys, *arguments.split())
+    assert (status, out) == (2, "")
+    assert message in err
+    assert err.startswith("fastkl: error: ")
+    assert err.count("\n") == 1
+
+
+def test_bad_setting_of_threads(capsys, monkeypatch):
+    monkeypatch.setenv("FASTKL_NUM_THREADS", "0")
+    status, out, err = run(capsys, "rank", *FEW, "--json")
+    assert (status, out) == (2, "")
+    assert err.endswith("fastkl: error: FASTKL_NUM_THREADS = '0': must be a positive integer\n")
+
+
+def test_interrupt_and_want_of_memory(capsys, monkeypatch):
+    def stop(*arguments):
+        raise stop.error
+
+    monkeypatch.setattr("fastkl.cli.spectrum.read_spectrum", stop)
+    stop.error = KeyboardInterrupt()
+    assert run(capsys, "spectrum", "mnist") == (130, "", "")
+    stop.error = MemoryError()
+    assert run(capsys, "spectrum", "mnist") == (2, "", "fastkl: error: not enough memory\n")
+
+
+@pytest.mark.parametrize("command", ["rank", "score x.npy", "spectrum mnist", "doctor"])
+def test_tables_need_rich(capsys, monkeypatch, command):
+    monkeypatch.setitem(sys.modules, "rich", None)  # importing it fails
+    status, out, err = run(capsys, *command.split())
+    assert (status, out) == (2, "")
+    assert 'pip install "fastkl[cli]"' in err
+
+
+def test_json_needs_no_rich(capsys, monkeypatch):
+    for name in [name for name in sys.modules if name.split(".")[0] == "rich"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "rich", None)
+    assert document(capsys, "rank", *FEW)["candidates"] > 10
+    assert document(capsys, "doctor")["cpu_backend"] == "works"
+    assert run(capsys, "warmup")[0] == 0
+
+
+# as a program
+
+
+@pytest.mark.parametrize("argument", ["--help", "--version", "rank --help", "score --help"])
+def test_help_imports_little(argument):
+    code = (
+        "import sys; from fastkl.cli import main; status = main(sys.argv[1:]); "
+        "print(sorted({'numba', 'scipy', 'rich', 'cupy', 'matplotlib'} & set(sys.modules))); sys.exit(status)"
+    )
+    finished = python("-c", code, *argument.split())
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout.splitlines()[-1] == "[]"
+    assert "fastkl" in finished.stdout
+
+
+def test_module_prints_one_document():
+    finished = python("-m", "fastkl", "rank", *FEW, "--json")
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stderr == ""
+    assert json.loads(finished.stdout)["spectrum"]["name"] == "digits"
+
+
+@pytest.mark.parametrize(
+    "command", [["rank", *FEW], ["rank", *FEW, "--json"], ["spectrum", "mnist"], ["--help"]]
+)
+def test_a_closed_pipe_is_silent(command):
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "wb") as stdout:
+        finished = subprocess.run(
+            [sys.executable, "-m", "fastkl", *command],
+            stdout=stdout,
+            stderr=subprocess.PIPE,
+            timeout=120,
+            check=False,
+        )
+    assert finished.returncode in ((0, 141) if command == ["--help"] else (141,))  # argparse may ignore it
+    assert b"Error" not in finished.stderr
+    assert b"Traceback" not in finished.stderr
+
+
+def test_interrupting_the_program_is_clean():
+    code = """
+import os, signal, sys
+from fastkl.cli import main
+
+class Keyboard:
+    def read(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        signal.pause()
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.stdin = Keyboard()
+sys.exit(main(["score", "-", "--json"]))
+"""
+    finished = python("-c", code)
+    assert (finished.returncode, finished.stdout, finished.stderr) == (130, "", "")
