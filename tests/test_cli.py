@@ -542,6 +542,27 @@ def test_a_closed_pipe_is_silent(command):
     assert b"Traceback" not in finished.stderr
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full here")
+def test_a_full_disk_is_an_error_in_one_line():
+    with open("/dev/full", "wb") as stdout:
+        finished = subprocess.run(
+            [sys.executable, "-m", "fastkl", "spectrum", "mnist", "--json"],
+            stdout=stdout,
+            stderr=subprocess.PIPE,
+            timeout=120,
+            check=False,
+        )
+    assert finished.returncode == 2
+    assert finished.stderr.startswith(b"fastkl: error: ")
+    assert finished.stderr.count(b"\n") == 1
+
+
+def test_a_closed_stdout_is_no_error():
+    code = "import sys; sys.stdout = None; from fastkl.cli import main; sys.exit(main(['spectrum', 'mnist']))"
+    finished = python("-c", code)
+    assert (finished.returncode, finished.stderr) == (0, "")
+
+
 def test_interrupting_the_program_is_clean():
     code = """
 import os, signal, sys

@@ -16,6 +16,8 @@ INPUT_ERROR, INTERRUPTED, CLOSED_PIPE = 2, 130, 141
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status; `argv` is what follows the program's name."""
+    if sys.stdout is None:  # the caller has closed it
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     try:
         try:
             return _run(argv)
@@ -29,7 +31,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except MemoryError as error:
         return _fail(f"not enough memory: {error}" if str(error) else "not enough memory")
     except OSError as error:
-        return _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+        if error.filename:
+            return _fail(f"{error.filename}: {error.strerror}")
+        _discard_stdout()  # which is what could not be written to, as on a full disk
+        return _fail(str(error))
     except (TypeError, ValueError) as error:  # how the library reports bad input
         return _fail(str(error))
 
@@ -51,7 +56,7 @@ def _fail(message: str) -> int:
 
 
 def _discard_stdout() -> None:
-    """Let what is still buffered go nowhere, or Python would complain about the closed pipe when it exits."""
+    """Let what is still buffered go nowhere, or Python would complain when it cannot write it as it exits."""
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, sys.stdout.fileno())
     os.close(null)
