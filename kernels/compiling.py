@@ -2,13 +2,53 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import numba
 from numba import njit, types
+from numba.core.caching import FunctionCache
+from numba.core.runtime import rtsys
 from numba.extending import intrinsic
 
 __all__ = ["as_bits", "fma", "from_bits", "kernel"]
+
+# Later versions of Numba get its own cache, which is safe everywhere, until the short cut has been tried on them.
+SHORT_CUT_TRIED = (0, 61) <= tuple(numba.version_info[:2]) <= (0, 68)
+
+
+def sources_stamp() -> str:
+    """Return a digest of all kernel sources."""
+    sources = sorted(Path(__file__).parent.glob("*.py"))
+    return hashlib.sha256(b"\0".join(source.read_bytes() for source in sources)).hexdigest()
+
+
+SOURCES = sources_stamp()
+
+
+class KernelCache(FunctionCache):
+    """Numba's cache on disk, with two changes.
+
+    Compiled code is stale when any kernel source has changed: Numba looks at the file of the function only, not at those
+    of the functions that it calls. And code found on disk is used without loading everything that only a compilation
+    needs, SciPy's linear algebra among it, which costs Numba 0.2 s in every process; the runtime for arrays is enough. A
+    miss compiles, and that loads the rest.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__(function)
+        if SHORT_CUT_TRIED:
+            self._cache_file._source_stamp = SOURCES
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        """Return compiled code for a signature, or None."""
+        if not SHORT_CUT_TRIED:
+            return super().load_overload(sig, target_context)
+        rtsys.initialize(target_context)
+        with self._guard_against_spurious_io_errors():
+            return self._load_overload(sig, target_context)
 
 
 def kernel(function: Callable[..., Any]) -> Any:
@@ -18,13 +58,13 @@ def kernel(function: Callable[..., Any]) -> Any:
     being vectorised. No fastmath flag is on. The compiled code is cached on disk beside this package or in the
     user's cache directory; where neither can be written the kernel is compiled afresh in each process.
     """
-    options = {"nogil": True, "error_model": "numpy"}
+    dispatcher = njit(function, nogil=True, error_model="numpy")
     try:
-        return njit(function, cache=True, **options)
+        dispatcher._cache = KernelCache(function)
     except RuntimeError as error:
         if "no locator available" not in str(error):
             raise
-        return njit(function, **options)
+    return dispatcher
 
 
 @intrinsic
