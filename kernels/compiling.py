@@ -31,10 +31,10 @@ SOURCES = sources_stamp()
 class KernelCache(FunctionCache):
     """Numba's cache on disk, with two changes.
 
-    Compiled code is stale when any kernel source has changed: Numba looks at the file of the function only, not at those
-    of the functions that it calls. And code found on disk is used without loading everything that only a compilation
-    needs, SciPy's linear algebra among it, which costs Numba 0.2 s in every process; the runtime for arrays is enough. A
-    miss compiles, and that loads the rest.
+    Compiled code is stale when any kernel source has changed; Numba looks only at the file of the function itself, not
+    at those of the functions that it calls. And code found on disk is used without loading what only a compilation
+    needs, SciPy's linear algebra among it, which costs Numba 0.2 s in every process: the runtime for arrays is enough.
+    A miss compiles, and that loads the rest.
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
