@@ -160,7 +160,7 @@ class Problem:
     ) -> None:
         weights, unit = self.weights(counts)
         levels = self.levels[m0:m1]
-        candidates, tiles = np.nonzero(redo)
+        candidates, tiles = map(np.ascontiguousarray, np.nonzero(redo))  # its columns of one array are strided
         out = np.empty(candidates.size)
 
         def task(i0: int, i1: int) -> None:
