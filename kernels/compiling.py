@@ -9,7 +9,7 @@ from typing import Any
 
 import numba
 from numba import njit, types
-from numba.core.caching import FunctionCache
+from numba.core.caching import FunctionCache, IndexDataCacheFile
 from numba.core.runtime import rtsys
 from numba.extending import intrinsic
 
@@ -22,7 +22,7 @@ SHORT_CUT_TRIED = (0, 61) <= tuple(numba.version_info[:2]) <= (0, 68)
 def sources_stamp() -> str:
     """Return a digest of all kernel sources."""
     sources = sorted(Path(__file__).parent.glob("*.py"))
-    return hashlib.sha256(b"\0".join(source.read_bytes() for source in sources)).hexdigest()
+    return hashlib.sha256(b"\0".join(source.read_bytes() for source in sources)).hexdigest()[:16]
 
 
 SOURCES = sources_stamp()
@@ -31,8 +31,9 @@ SOURCES = sources_stamp()
 class KernelCache(FunctionCache):
     """Numba's cache on disk, with two changes.
 
-    Compiled code is stale when any kernel source has changed; Numba looks only at the file of the function itself, not
-    at those of the functions that it calls. And code found on disk is used without loading what only a compilation
+    Compiled code belongs to one state of all kernel sources, which its files are named after. Numba looks only at the
+    file of the function itself, not at those of the functions that it calls, and lets processes that run an older
+    source write to the same files, so that old code can end up under a new stamp (seen). And code found on disk is used without loading what only a compilation
     needs, SciPy's linear algebra among it, which costs Numba 0.2 s in every process: the runtime for arrays is enough.
     A miss compiles, and that loads the rest.
     """
@@ -40,7 +41,8 @@ class KernelCache(FunctionCache):
     def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__(function)
         if SHORT_CUT_TRIED:
-            self._cache_file._source_stamp = SOURCES
+            base = f"{self._impl.filename_base}-{SOURCES}"
+            self._cache_file = IndexDataCacheFile(self.cache_path, base, SOURCES)
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         """Return compiled code for a signature, or None."""

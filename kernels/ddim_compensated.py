@@ -12,41 +12,13 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from fastkl.kernels.compiling import fma, kernel
+from fastkl.kernels.compiling import kernel
 from fastkl.kernels.ddim_horner import EXACT, FLOW, JEFFREYS, KL, TILE, VE, W2, excess, sum_tile
+from fastkl.kernels.pairs import pair_add, pair_divide, pair_multiply, pair_product
 
 __all__ = ["compensated_tile_sums"]
 
 FOLD = 8  # steps between divisions; eight factors of at most 1e31 stay below 1e248
-
-
-@kernel
-def pair_add(a, b, c, e):
-    """Return (a + b) + (c + e) for two pairs."""
-    s = a + c
-    t = s - a
-    low = ((a - (s - t)) + (c - t)) + (b + e)
-    high = s + low
-    return high, low - (high - s)
-
-
-@kernel
-def pair_multiply(a, b, c, e):
-    """Return (a + b) * (c + e) for two pairs."""
-    s = a * c
-    low = fma(a, c, -s) + (a * e + b * c)
-    high = s + low
-    return high, low - (high - s)
-
-
-@kernel
-def pair_divide(a, b, c, e):
-    """Return (a + b) / (c + e) for two pairs."""
-    s = a / c
-    rest = fma(-s, c, a) + (b - s * e)
-    low = rest / c
-    high = s + low
-    return high, low - (high - s)
 
 
 @kernel
@@ -81,9 +53,10 @@ def gain_quotient(x, levels, top, bottom, ratio):
             for j in range(x.size):
                 bottom[0, j] = there
         else:
-            square, cross = here * here, here * there
-            multiply_by_sum(x, square, fma(here, here, -square), top[0], top[1])
-            multiply_by_sum(x, cross, fma(here, there, -cross), bottom[0], bottom[1])
+            high, low = pair_product(here, here)
+            multiply_by_sum(x, high, low, top[0], top[1])
+            high, low = pair_product(here, there)
+            multiply_by_sum(x, high, low, bottom[0], bottom[1])
         if k % FOLD == FOLD - 1:
             divide_into(x.size, top, bottom, ratio)
     divide_into(x.size, top, bottom, ratio)
@@ -97,20 +70,18 @@ def start_variance(first, prior):
     a, b = pair_add(1.0, 0.0, first, 0.0)
     if prior == FLOW:
         return pair_multiply(a, b, a, b)
-    square = first * first
-    low = fma(first, first, -square)
+    a, b = pair_product(first, first)
     if prior == VE:
-        return square, low
-    return pair_add(1.0, 0.0, square, low)
+        return a, b
+    return pair_add(1.0, 0.0, a, b)
 
 
 @kernel
 def deviation(x, levels, prior, ratio, z):
     """Turn 1/G in ratio into q = 1/r, and write q - 1 to z."""
     first, last = levels[0], levels[levels.size - 1]
-    first_square, last_square = first * first, last * last
-    first_low = fma(first, first, -first_square)
-    last_low = fma(last, last, -last_square)
+    first_square, first_low = pair_product(first, first)
+    last_square, last_low = pair_product(last, last)
     exact = prior == EXACT and not math.isinf(first)
     v0_high, v0_low = start_variance(first, prior)
     for j in range(x.size):

@@ -19,6 +19,7 @@ import math
 
 import numpy as np
 from fastkl.kernels.compiling import as_bits, fma, from_bits, kernel
+from fastkl.kernels.pairs import pair_add, pair_multiply, pair_product
 
 __all__ = ["MAX_DEGREE", "METRICS", "PRIORS", "TILE", "level_variances", "tile_sums", "variances"]
 
@@ -40,12 +41,21 @@ ONE_BITS = 0x3FF << 52
 
 
 @kernel
-def multiply_by_factor(coefficients, slope, constant):
-    """Multiply a polynomial, highest power first, by (slope*x + constant); its leading coefficient must be 0."""
-    last = coefficients.size - 1
-    for k in range(last):
-        coefficients[k] = slope * coefficients[k + 1] + constant * coefficients[k]
-    coefficients[last] *= constant
+def multiply_by_factor(coefficients, used, slope, here, there):
+    """Multiply a polynomial of degree `used` at most by (slope*x + here*there), slope 0 or 1.
+
+    The coefficients are pairs, (2, degree + 1), highest power first, and those of powers above `used` are 0.
+    """
+    high, low = pair_product(here, there)
+    last = coefficients.shape[1] - 1
+    for k in range(last - used - 1, last):
+        a, b = pair_multiply(coefficients[0, k], coefficients[1, k], high, low)
+        coefficients[0, k], coefficients[1, k] = pair_add(
+            slope * coefficients[0, k + 1], slope * coefficients[1, k + 1], a, b
+        )
+    coefficients[0, last], coefficients[1, last] = pair_multiply(
+        coefficients[0, last], coefficients[1, last], high, low
+    )
 
 
 @kernel
@@ -60,19 +70,27 @@ def start_deviation(first, prior):
 
 @kernel
 def expand(levels, prior, degree, q, p):
-    """Write the coefficients of Q and P, chunk by chunk, into q and p of shape (chunks, degree + 1)."""
+    """Write the coefficients of Q and P, chunk by chunk, into q and p of shape (chunks, degree + 1).
+
+    They are formed in pairs and rounded once. In float64 the rounding errors of s_k s_{k+1} and s_k^2 would recur in
+    every octave of a geometric schedule and add up.
+    """
     steps = levels.size - 1
+    upper, lower = np.empty((2, degree + 1)), np.empty((2, degree + 1))
     for chunk in range(q.shape[0]):
-        q[chunk, :] = 0.0
-        p[chunk, :] = 0.0
-        q[chunk, degree] = start_deviation(levels[0], prior) if chunk == 0 else 1.0
-        p[chunk, degree] = 1.0
-        for k in range(chunk * degree, min(steps, (chunk + 1) * degree)):
-            if math.isinf(levels[k]):
-                multiply_by_factor(q[chunk], 0.0, levels[k + 1])
+        upper[:] = 0.0
+        lower[:] = 0.0
+        upper[0, degree] = start_deviation(levels[0], prior) if chunk == 0 else 1.0
+        lower[0, degree] = 1.0
+        for used in range(min(steps - chunk * degree, degree)):
+            here, there = levels[chunk * degree + used], levels[chunk * degree + used + 1]
+            if math.isinf(here):
+                multiply_by_factor(upper, used, 0.0, 1.0, there)
             else:
-                multiply_by_factor(q[chunk], 1.0, levels[k] * levels[k + 1])
-                multiply_by_factor(p[chunk], 1.0, levels[k] * levels[k])
+                multiply_by_factor(upper, used, 1.0, here, there)
+                multiply_by_factor(lower, used, 1.0, here, here)
+        q[chunk] = upper[0]
+        p[chunk] = lower[0]
 
 
 def _horner(degree, first, final):
