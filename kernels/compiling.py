@@ -33,9 +33,10 @@ class KernelCache(FunctionCache):
 
     Compiled code belongs to one state of all kernel sources, which its files are named after. Numba looks only at the
     file of the function itself, not at those of the functions that it calls, and lets processes that run an older
-    source write to the same files, so that old code can end up under a new stamp (seen). And code found on disk is used without loading what only a compilation
-    needs, SciPy's linear algebra among it, which costs Numba 0.2 s in every process: the runtime for arrays is enough.
-    A miss compiles, and that loads the rest.
+    source write to the same files, so that old code can end up under a new stamp (seen).
+
+    Code found on disk is used without loading what only a compilation needs, SciPy's linear algebra among it, which
+    costs Numba 0.2 s in every process: the runtime for arrays is enough. A miss compiles, and that loads the rest.
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
