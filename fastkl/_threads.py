@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
+from itertools import chain, islice
+from threading import Lock
 from typing import Any
 
 from fastkl._validation import integer
@@ -28,18 +29,27 @@ def thread_count(num_threads: int | None) -> int:
 
 
 def run_all(function: Callable[..., Any], tasks: Iterable[tuple[Any, ...]], threads: int) -> None:
-    """Call function(*task) for every task, on `threads` threads; the first error stops what has not begun."""
+    """Call function(*task) for every task, on `threads` threads; after an error no task is begun."""
     tasks = iter(tasks)
     head = list(islice(tasks, 2))
+    remaining = chain(head, tasks)
     if threads == 1 or len(head) < 2:
-        for task in (*head, *tasks):
+        for task in remaining:
             function(*task)
         return
+    lock, stopped = Lock(), False
+
+    def work() -> None:
+        while not stopped:
+            with lock:
+                task = next(remaining, None)
+            if task is None:
+                return
+            function(*task)
+
     with ThreadPoolExecutor(threads, thread_name_prefix="fastkl") as pool:
-        futures = [pool.submit(function, *task) for task in (*head, *tasks)]
         try:
-            for future in futures:
-                future.result()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+            for worker in [pool.submit(work) for _ in range(threads)]:
+                worker.result()
+        finally:
+            stopped = True

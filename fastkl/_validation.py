@@ -47,7 +47,12 @@ def real_array(
         raise ValueError(f"{name}: must be {ranks}, got shape {array.shape}")
     if array.size < min_size:
         raise ValueError(f"{name}: must have at least {min_size} element(s), got shape {array.shape}")
-    return np.require(array, dtype=np.float64, requirements=["C_CONTIGUOUS", "ALIGNED"])
+    with np.errstate(over="ignore", under="ignore"):
+        numbers64 = np.require(array, dtype=np.float64, requirements=["C_CONTIGUOUS", "ALIGNED"])
+    if array.dtype.itemsize > 8:  # a long double may have become inf or 0
+        kept = (np.isfinite(numbers64) == np.isfinite(array)) & ((numbers64 == 0.0) == (array == 0))
+        check_all(name, array, kept, "is out of the range of float64")
+    return numbers64
 
 
 def check_all(name: str, array: NDArray[Any], valid: NDArray[np.bool_], rule: str) -> None:

@@ -133,30 +133,30 @@ def refuse_zero_eigenvalue(data: Spectrum, levels: Array, metric: str, named: bo
 
 
 def mean_share(kernels: Any, data: Spectrum, levels: Array, metric: str, prior: str, threads: int) -> Array:
-    """Return what the mean of the data adds to each candidate's divergence; its prior has mean 0."""
-    mean = data.mean
-    assert mean is not None
-    weights = mean * mean if data.counts is None else data.counts * (mean * mean)
+    """Return what the mean of the data adds to each candidate's divergence; every prior has mean 0."""
     first = levels[:, 0]
     share = np.zeros(levels.shape[0])
-    finite = np.isfinite(first)  # an infinite first level forgets the mean
-    if not finite.any():
-        return share
-    finite_levels = levels if finite.all() else levels[finite]
-    if metric in ("kl", "jeffreys"):
-        if prior == "exact":
-            share[finite] += kernels.mean_term(data.eigenvalues, weights, finite_levels, "kl", prior, threads)
+    for term in ("kl", "reverse_kl") if metric == "jeffreys" else (metric,):
+        if term == "kl" and prior != "exact":
+            deviation = {"vp": np.hypot(1.0, first), "ve": first, "flow": 1.0 + first}[prior]
+            share += squared_norm(data) / (2.0 * deviation * deviation)
         else:
-            deviation = {
-                "vp": np.hypot(1.0, first[finite]),
-                "ve": first[finite],
-                "flow": 1.0 + first[finite],
-            }[prior]
-            share[finite] += weights.sum() / (2.0 * deviation * deviation)
-    if metric != "kl":
-        term = "w2" if metric == "w2" else "reverse_kl"
-        share[finite] += kernels.mean_term(data.eigenvalues, weights, finite_levels, term, prior, threads)
+            share += kernels.mean_term(data.eigenvalues, data.counts, data.mean, levels, term, prior, threads)
+    share[np.isinf(first)] = 0.0  # an infinite first level forgets the mean
     return share
+
+
+def squared_norm(data: Spectrum) -> float:
+    """Return the squared length of the mean."""
+    mean = data.mean
+    assert mean is not None
+    total = 0.0
+    for begin in range(0, mean.size, 1 << 20):  # in blocks, to bound the memory
+        square = np.square(mean[begin : begin + (1 << 20)])
+        total += float(
+            (square if data.counts is None else square * data.counts[begin : begin + (1 << 20)]).sum()
+        )
+    return total
 
 
 def output_variance(

@@ -13,7 +13,7 @@ from numba.core.caching import FunctionCache, IndexDataCacheFile
 from numba.core.runtime import rtsys
 from numba.extending import intrinsic
 
-__all__ = ["as_bits", "fma", "from_bits", "kernel"]
+__all__ = ["as_bits", "entry_point", "fma", "from_bits", "kernel"]
 
 # Later versions of Numba get its own cache, which is safe everywhere, until the short cut has been tried on them.
 SHORT_CUT_TRIED = (0, 61) <= tuple(numba.version_info[:2]) <= (0, 68)
@@ -58,10 +58,22 @@ def kernel(function: Callable[..., Any]) -> Any:
     """Compile `function` on first call: single-threaded, without the GIL, IEEE arithmetic in the order written.
 
     Division follows IEEE (``error_model="numpy"``): the check for a zero divisor that Python wants keeps loops from
-    being vectorised. No fastmath flag is on. The compiled code is cached on disk beside this package or in the
-    user's cache directory; where neither can be written the kernel is compiled afresh in each process.
+    being vectorised. No fastmath flag is on.
+
+    What is compiled here is not kept on disk, only the entry points that contain it. Numba's cache numbers the variants
+    of a function without a lock: two processes that compile the variants of one closure at the same time can leave each
+    other's code under the wrong number (seen: wrong results). An entry point has one signature, so one number.
     """
-    dispatcher = njit(function, nogil=True, error_model="numpy")
+    return njit(function, nogil=True, error_model="numpy")
+
+
+def entry_point(function: Callable[..., Any]) -> Any:
+    """Compile `function` as `kernel` does and keep the code on disk: for kernels that Python calls.
+
+    The cache is beside this package or in the user's cache directory; where neither can be written the kernel is
+    compiled afresh in each process.
+    """
+    dispatcher = kernel(function)
     try:
         dispatcher._cache = KernelCache(function)
     except RuntimeError as error:

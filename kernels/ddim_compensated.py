@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from fastkl.kernels.compiling import kernel
+from fastkl.kernels.compiling import entry_point, kernel
 from fastkl.kernels.ddim_horner import EXACT, FLOW, JEFFREYS, KL, TILE, VE, W2, excess, sum_tile
 from fastkl.kernels.pairs import pair_add, pair_divide, pair_multiply, pair_product
 
@@ -115,11 +115,11 @@ def divergence_terms(x, weights, last, metric, q, z):
         z[j] *= weights[j]
 
 
-@kernel
-def compensated_tile_sums(eigenvalues, weights, unit, levels, prior, metric, candidates, tiles, i0, i1, out):
+@entry_point
+def compensated_tile_sums(eigenvalues, weights, levels, prior, metric, candidates, tiles, i0, i1, out):
     """Write to out[i] the divergence of candidate candidates[i] summed over tile tiles[i], for i0 <= i < i1.
 
-    eigenvalues (d,); weights (d,), or (TILE,) ones where unit is true; levels (M, N+1).
+    eigenvalues (d,); weights (d,), or ones (TILE,) that serve every tile; levels (M, N+1).
     """
     top, bottom, ratio = np.empty((2, TILE)), np.empty((2, TILE)), np.empty((2, TILE))
     z = np.empty(TILE)
@@ -128,7 +128,7 @@ def compensated_tile_sums(eigenvalues, weights, unit, levels, prior, metric, can
         begin = tiles[i] * TILE
         end = min(begin + TILE, eigenvalues.size)
         x = eigenvalues[begin:end]
-        w = weights[: end - begin] if unit else weights[begin:end]
+        w = weights[begin:end] if weights.size == eigenvalues.size else weights[: end - begin]
         gain_quotient(x, levels[m], top, bottom, ratio)
         deviation(x, levels[m], prior, ratio, z)
         divergence_terms(x, w, levels[m, levels.shape[1] - 1], metric, ratio[0], z)

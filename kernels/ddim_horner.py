@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from fastkl.kernels.compiling import as_bits, fma, from_bits, kernel
+from fastkl.kernels.compiling import as_bits, entry_point, fma, from_bits, kernel
 from fastkl.kernels.pairs import pair_add, pair_multiply, pair_product
 
 __all__ = ["MAX_DEGREE", "METRICS", "PRIORS", "TILE", "level_variances", "tile_sums", "variances"]
@@ -273,9 +273,9 @@ def excess_by_products(q, products, sums):
 
 
 @kernel
-def relative_entropy(q, weights, size, unit, products, sums):
+def relative_entropy(q, weights, size, by_products, products, sums):
     """Return the weighted sum of (q - 1 - log q)/2 over a tile; overwrites q."""
-    if unit and size > LANES:
+    if by_products and size > LANES:
         q[size:] = 1.0  # a ratio of 1 adds nothing
         total = excess_by_products(q, products, sums)
         if total > SMALL_EXCESS * size:
@@ -326,7 +326,7 @@ def mean_kl_terms(x, weights, first, prior, terms):
 
 
 @kernel
-def tile_sum(x, weights, unit, levels, q, p, prior, metric, a, b, terms):
+def tile_sum(x, weights, by_products, levels, q, p, prior, metric, a, b, terms):
     """Return one candidate's divergence summed over one tile of eigenvalues."""
     exact = prior == EXACT and not math.isinf(levels[0])
     if metric == MEAN_KL:
@@ -346,14 +346,15 @@ def tile_sum(x, weights, unit, levels, q, p, prior, metric, a, b, terms):
     if metric == REVERSE_KL:
         for j in range(x.size):
             terms[j] = 1.0 / terms[j]
-    return relative_entropy(terms, weights, x.size, unit, a, b)
+    return relative_entropy(terms, weights, x.size, by_products, a, b)
 
 
-@kernel
-def tile_sums(eigenvalues, weights, unit, levels, prior, degree, metric, m0, m1, t0, t1, out):
+@entry_point
+def tile_sums(eigenvalues, weights, by_products, levels, prior, degree, metric, m0, m1, t0, t1, out):
     """Write to out[m, t] the divergence of candidate m summed over tile t, for m0 <= m < m1 and t0 <= t < t1.
 
-    eigenvalues (d,); weights (d,), or (TILE,) ones where unit is true; levels (M, N+1); out (M, tiles).
+    eigenvalues (d,); weights (d,), or ones (TILE,) that serve every tile; by_products: all weights are 1 and products of
+    eight ratios cannot overflow; levels (M, N+1); out (M, tiles).
     """
     chunks = (levels.shape[1] + degree - 2) // degree
     q = np.empty((m1 - m0, chunks, degree + 1))
@@ -365,13 +366,13 @@ def tile_sums(eigenvalues, weights, unit, levels, prior, degree, metric, m0, m1,
         begin = tile * TILE
         end = min(begin + TILE, eigenvalues.size)
         x = eigenvalues[begin:end]
-        w = weights[: end - begin] if unit else weights[begin:end]
+        w = weights[begin:end] if weights.size == eigenvalues.size else weights[: end - begin]
         for m in range(m0, m1):
             k = m - m0
-            out[m, tile] = tile_sum(x, w, unit, levels[m], q[k], p[k], prior, metric, a, b, terms)
+            out[m, tile] = tile_sum(x, w, by_products, levels[m], q[k], p[k], prior, metric, a, b, terms)
 
 
-@kernel
+@entry_point
 def variances(eigenvalues, levels, prior, degree, m0, m1, t0, t1, out):
     """Write the output variance of y at the last level to out of shape (M, d), for the same ranges."""
     chunks = (levels.shape[1] + degree - 2) // degree
@@ -391,7 +392,7 @@ def variances(eigenvalues, levels, prior, degree, m0, m1, t0, t1, out):
                     out[m, begin + j] *= x[j] + first * first
 
 
-@kernel
+@entry_point
 def level_variances(eigenvalues, levels, prior, t0, t1, out):
     """Write the variance of y at every level of one candidate to out of shape (N+1, d), tiles t0 to t1.
 
