@@ -353,8 +353,8 @@ def tile_sum(x, weights, by_products, levels, q, p, prior, metric, a, b, terms):
 def tile_sums(eigenvalues, weights, by_products, levels, prior, degree, metric, m0, m1, t0, t1, out):
     """Write to out[m, t] the divergence of candidate m summed over tile t, for m0 <= m < m1 and t0 <= t < t1.
 
-    eigenvalues (d,); weights (d,), or ones (TILE,) that serve every tile; by_products: all weights are 1 and products of
-    eight ratios cannot overflow; levels (M, N+1); out (M, tiles).
+    eigenvalues (d,); weights (d,), or ones (TILE,) that serve every tile; by_products: all weights are 1 and products
+    of eight ratios cannot overflow; levels (M, N+1); out (M, tiles).
     """
     chunks = (levels.shape[1] + degree - 2) // degree
     q = np.empty((m1 - m0, chunks, degree + 1))
