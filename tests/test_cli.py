@@ -98,6 +98,52 @@ def test_every_schedule_can_be_ranked(capsys, name):
     assert (report["winner"]["timesteps"] is not None) == schedule.is_discrete
 
 
+def fits(levels):
+    """Whether the evaluator takes a row: non-zero finite levels within [1e-15, 1e15]."""
+    finite = levels[(levels > 0) & np.isfinite(levels)]
+    return finite.min() >= 1e-15 and finite.max() <= 1e15
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [(name, steps) for name in NAMES for steps in ("--steps 10", "--steps 500")]
+    + [("flow", "--steps 20"), ("flow", "--schedule-option shift=3")],
+)
+def test_extreme_parameters_are_left_out_where_they_cannot_be_scored(capsys, name, arguments):
+    """The least and the largest parameter of every family are tried, whatever the number of candidates."""
+    arguments = arguments.split() + (["--schedule-option", "gamma=1"] if name == "tangent" else [])
+    report = document(capsys, "rank", *FEW, "--schedule", name, *arguments)
+    assert report["candidates"] + report["outside_schedule"] + report["duplicates"] == report["generated"]
+    if name in ("flow", "tangent"):
+        schedule = NoiseSchedule.flow() if name == "flow" else NoiseSchedule.tangent(1.0)
+        levels = discretize.power_uniform(schedule, report["steps"], [16.0])
+        assert not fits(levels)
+        assert report["outside_schedule"] > 0
+    assert fits(np.array(report["winner"]["sigmas"], dtype=float))
+
+
+def test_uniform_levels_that_cannot_be_scored_are_not_compared(capsys):
+    options = ("--schedule-option", "num_train_timesteps=20", "--schedule-option", "beta_start=1e-32")
+    report = document(capsys, "rank", *FEW, *options, "--steps", "5")
+    assert list(report["uniform"]) == ["trailing"]  # the other two visit timestep 0, of level 1e-16
+    assert fits(np.array(report["winner"]["sigmas"]))
+    assert "out of range" in run(capsys, "rank", *FEW, *options, "--steps", "5")[1]
+
+
+@pytest.mark.parametrize("threads", [None, 1])
+def test_every_evaluation_of_rank_uses_the_threads_asked_for(capsys, monkeypatch, threads):
+    seen = []
+
+    def spy(*arguments, num_threads=None, **options):
+        seen.append(num_threads)
+        return fastkl.divergence(*arguments, num_threads=num_threads, **options)
+
+    monkeypatch.setattr("fastkl.cli.rank.divergence", spy)
+    document(capsys, "rank", *FEW, *(("--threads", str(threads)) if threads else ()))
+    assert len(seen) > 3
+    assert set(seen) == {threads}
+
+
 def test_schedule_options_reach_the_schedule(capsys):
     options = ("--schedule-option", "num_train_timesteps=50", "--schedule-option", "beta_end=0.3")
     report = document(capsys, "rank", *FEW, *options)
@@ -231,6 +277,15 @@ def test_counts_weigh_in_the_summary(capsys, tmp_path):
 def test_spectrum_files(capsys, tmp_path, kind):
     path = saved(tmp_path, kind, np.array([3.0, 1.0]))
     assert document(capsys, "spectrum", path, "--floor", "1")["total_variance"] == 6.0
+
+
+def test_spectrum_files_with_unnamed_or_named_arrays(capsys, tmp_path):
+    for i, arrays in enumerate(
+        [([2.0, 1.0],), {"eigenvalues": [2.0, 1.0]}, {"eigenvalues": [1.0], "counts": [3]}]
+    ):
+        path = str(tmp_path / f"{i}.npz")
+        np.savez(path, **arrays) if isinstance(arrays, dict) else np.savez(path, *arrays)
+        assert document(capsys, "spectrum", path)["total_variance"] == 3.0
 
 
 def test_a_spectrum_without_variance_has_no_ranks(capsys, tmp_path):

@@ -1,5 +1,6 @@
 """The command line: bad files and arguments, missing packages, closed pipes and interrupts."""
 
+import io
 import json
 import os
 import pickle
@@ -55,6 +56,13 @@ FILES = {
     "rising.json": (b"[1, 2, 0]", "sigmas[0, 1] = 2.0: must be below the element before it"),
     "nan.txt": (b"nan 1 0", "sigmas[0, 0] = nan"),
     "one.txt": (b"1", "sigmas: must hold at least two levels"),
+    "huge.txt": (b"1e400 1 0", "huge.txt, line 1: '1e400' is out of the range of float64"),
+    "tiny.csv": (b"1, 1e-400", "tiny.csv, line 1: '1e-400' is out of the range of float64"),
+    "grouped.txt": (b"1_0 1 0", "grouped.txt, line 1: '1_0' is not a number"),
+    "huge.json": (b"[1e400, 1, 0]", "'1e400' is out of the range of float64"),
+    "large.json": (b"[1" + b"0" * 400 + b", 1, 0]", "sigmas: must be an array of real numbers"),
+    "booleans.json": (b"[3, true, 0]", "sigmas[1] = True: must be a real number, not a boolean"),
+    "nested.json": (b"[[3, 1, 0], [3, 1, false]]", "sigmas[1, 2] = False: must be a real number"),
     "levels.dat": (b"3 2 0", "must be a .npy, .npz, .csv, .txt or .json file"),
 }
 
@@ -78,7 +86,13 @@ ARRAYS = {
         ({"sigmas": np.ones((2, 2, 2))}, "sigmas: must be 1-D or 2-D"),
     ],
     "spectrum": [
-        ({"a": np.ones(2), "b": np.ones(2)}, "must hold an array called eigenvalues, found a, b"),
+        (
+            {"a": np.ones(2), "b": np.ones(2)},
+            "must hold one unnamed array or eigenvalues, with counts and mean",
+        ),
+        ({"counts": np.ones(2)}, "if it has them, found counts"),
+        ({"eigenvalues": np.ones(2), "count": np.ones(2)}, "if it has them, found count, eigenvalues"),
+        ({"eigenvalues": np.ones(2), "arr_0": np.ones(2)}, "if it has them, found arr_0, eigenvalues"),
         ({"eigenvalues": np.ones((2, 2))}, "eigenvalues: must be 1-D"),
         ({"eigenvalues": np.array([1.0, -1.0])}, "eigenvalues[1] = -1.0"),
         ({"eigenvalues": np.ones(2), "counts": np.ones(3)}, "counts"),
@@ -121,6 +135,13 @@ ARGUMENTS = [
     ("rank --schedule-option beta_end=2", "beta_end = 2.0: must be below 1"),
     ("rank --schedule-option num_train_timesteps=1.5", "num_train_timesteps: must be an integer"),
     ("rank --schedule flow --schedule-option shift=1 --schedule-option shift=2", "shift is given twice"),
+    ("rank --schedule-option num_train_timesteps=1_0", "'1_0' is not a number"),
+    ("rank --schedule-option beta_end=1e-400", "'1e-400' is out of the range of float64"),
+    (
+        "rank --schedule-option num_train_timesteps=1 --schedule-option beta_start=1e-32 --steps 1",
+        "no candidate has all its levels within [1e-15, 1e+15]",
+    ),
+    ("rank --steps 1_0", "argument --steps: must be an integer above 0, got '1_0'"),
     ("rank --steps 0", "argument --steps: must be an integer above 0, got '0'"),
     ("rank --steps 1001", "steps = 1001: must be at most 1000"),
     ("rank --steps ten", "must be an integer above 0, got 'ten'"),
@@ -144,6 +165,28 @@ def test_bad_arguments(capsys, arguments, message):
     assert message in err
     assert err.startswith("fastkl: error: ")
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("suffix", ["npy", "npz"])
+@pytest.mark.parametrize("content", [b"", b"noise", bytes(range(256)), b"\x93NUMPY\x01\x00", b"PK\x03\x04"])
+def test_messages_about_noise_do_not_recommend_unpickling(capsys, tmp_path, suffix, content):
+    path = tmp_path / f"noise.{suffix}"
+    path.write_bytes(content)
+    message = f"fastkl: error: {path}: not a NumPy file of plain numbers, or a damaged one\n"
+    assert run(capsys, "score", str(path)) == (2, "", message)
+
+
+@pytest.mark.parametrize(
+    ("stdin", "message"),
+    [
+        (None, "-: stdin is closed"),
+        (io.TextIOWrapper(io.BytesIO(b"\xff 1"), "utf-8"), "-: not text in UTF-8"),
+    ],
+    ids=["closed", "not UTF-8"],
+)
+def test_bad_stdin(capsys, monkeypatch, stdin, message):
+    monkeypatch.setattr(sys, "stdin", stdin)
+    assert run(capsys, "score", "-", "--json") == (2, "", f"fastkl: error: {message}\n")
 
 
 def test_bad_setting_of_threads(capsys, monkeypatch):

@@ -10,10 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastkl import discretize
+from fastkl._candidates import LARGEST, LEAST
+from fastkl.cli.errors import InputError
 from fastkl.schedule import NoiseSchedule
 from fastkl.spectrum import Spectrum
 
-__all__ = ["Batch", "Candidates", "all_candidates", "uniform_levels"]
+__all__ = ["Batch", "Candidates", "all_candidates", "can_be_scored", "uniform_levels"]
 
 Array = NDArray[np.float64]
 
@@ -52,11 +54,13 @@ def all_candidates(
     labels = [(batch.family, batch.function, row) for batch in batches for row in batch.parameters]
     levels = np.concatenate([batch.levels for batch in batches])
     if snap and schedule.is_discrete:
-        inside = np.arange(len(levels))
-        kept = discretize.snap(schedule, levels)
+        levels = discretize.snap(schedule, levels)
+        inside = np.flatnonzero(can_be_scored(levels))
     else:  # laws carried to 0 may ask for levels that the model has never seen
-        inside = np.flatnonzero(levels[:, -2] >= schedule.sigma_min)
-        kept = levels[inside]
+        inside = np.flatnonzero((levels[:, -2] >= schedule.sigma_min) & can_be_scored(levels))
+    if not len(inside):
+        raise InputError(f"{schedule!r}: no candidate has all its levels within [{LEAST:g}, {LARGEST:g}]")
+    kept = levels[inside]
     _, first = np.unique(kept, axis=0, return_index=True)
     first.sort()
     return Candidates(
@@ -66,6 +70,12 @@ def all_candidates(
         outside=len(labels) - len(inside),
         duplicates=len(inside) - len(first),
     )
+
+
+def can_be_scored(levels: Array) -> NDArray[np.bool_]:
+    """Return for each row whether its levels, but for a first of inf and a last of 0, are in the evaluator's range."""
+    first = (levels[..., 0] <= LARGEST) | np.isinf(levels[..., 0])
+    return np.asarray(first & (levels[..., 1] <= LARGEST) & (levels[..., -2] >= LEAST))
 
 
 def uniform_levels(schedule: NoiseSchedule, steps: int) -> dict[str, Array]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,15 +14,16 @@ from numpy.typing import NDArray
 from fastkl._validation import real_array
 from fastkl.cli.errors import InputError
 
-__all__ = ["arrays_from_numpy", "read_sigmas", "rows_from_text"]
+__all__ = ["UNNAMED", "arrays_from_numpy", "number", "read_sigmas", "rows_from_text"]
 
 Array = NDArray[np.float64]
+UNNAMED = "arr_0"  # what NumPy calls an array saved without a name
 
 
 def read_sigmas(name: str) -> Array:
     """Return the candidates in a file, shape (N+1,) or (M, N+1); the name - stands for text or JSON from stdin."""
     if name == "-":
-        text = sys.stdin.read()
+        text = _read_stdin()
         return _from_json(name, text) if text.lstrip().startswith("[") else _from_text(name, text)
     suffix = Path(name).suffix.lower()
     if suffix in (".npy", ".npz"):
@@ -38,17 +40,17 @@ def read_sigmas(name: str) -> Array:
 
 
 def arrays_from_numpy(name: str) -> dict[str, NDArray[Any]]:
-    """Return the arrays in an .npz file, or the one in an .npy file under the name of "array"."""
+    """Return the arrays in an .npz file, or the one in an .npy file under the name UNNAMED."""
     try:
         with open(name, "rb") as file:
             loaded = np.load(file, allow_pickle=False)
             if isinstance(loaded, np.ndarray):
-                return {"array": loaded}
+                return {UNNAMED: loaded}
             return {key: np.asarray(loaded[key]) for key in loaded.files}
     except (OSError, MemoryError):
         raise
-    except Exception as error:  # a damaged file can raise nearly anything from NumPy, zipfile or zlib
-        raise InputError(f"{name}: not a NumPy file of plain numbers ({error})") from None
+    except Exception:  # a damaged file can raise nearly anything from NumPy, zipfile or zlib
+        raise InputError(f"{name}: not a NumPy file of plain numbers, or a damaged one") from None
 
 
 def read_text(name: str) -> str:
@@ -57,6 +59,15 @@ def read_text(name: str) -> str:
         return Path(name).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
         raise InputError(f"{name}: not a text file in UTF-8") from None
+
+
+def _read_stdin() -> str:
+    if sys.stdin is None:
+        raise InputError("-: stdin is closed")
+    try:
+        return sys.stdin.read()
+    except UnicodeDecodeError:
+        raise InputError("-: not text in UTF-8") from None
 
 
 def rows_from_text(name: str, text: str) -> Array:
@@ -83,9 +94,21 @@ def _words(content: str) -> list[str]:
 
 def _number(name: str, line_number: int, word: str) -> float:
     try:
-        return float(word)
+        return number(word.strip())
+    except ValueError as error:
+        raise InputError(f"{name}, line {line_number}: {error}") from None
+
+
+def number(word: str) -> float:
+    """Return a word as a float, or raise: for underscores, and for what would become inf or 0 without being it."""
+    try:
+        value = float("" if "_" in word else word)
     except ValueError:
-        raise InputError(f"{name}, line {line_number}: {word.strip()!r} is not a number") from None
+        raise ValueError(f"{word!r} is not a number") from None
+    vanished = value == 0.0 and any(digit in word.lower().partition("e")[0] for digit in "123456789")
+    if vanished or (math.isinf(value) and "inf" not in word.lower()):
+        raise ValueError(f"{word!r} is out of the range of float64")
+    return value
 
 
 def _from_text(name: str, text: str) -> Array:
@@ -96,7 +119,7 @@ def _from_text(name: str, text: str) -> Array:
 
 def _from_json(name: str, text: str) -> Array:
     try:
-        value = json.loads(text)
+        value = json.loads(text, parse_float=number)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{name}: not JSON ({error})") from None
     if not isinstance(value, list):

@@ -20,7 +20,7 @@ __all__ = [
 def positive_integer(text: str) -> int:
     """Return an argument as an integer above 0."""
     try:
-        number = int(text)
+        number = 0 if "_" in text else int(text)
     except ValueError:
         number = 0
     if number < 1:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastkl import __version__
-from fastkl.cli.candidates import Candidates, all_candidates, uniform_levels
+from fastkl.cli.candidates import Candidates, all_candidates, can_be_scored, uniform_levels
 from fastkl.cli.options import (
     add_json,
     add_metric,
@@ -94,7 +94,7 @@ def ranked(arguments: argparse.Namespace, schedule: NoiseSchedule, spectrum: Spe
         "candidates_per_second": len(values) / seconds,
         "ranking": ranking(candidates, values, arguments.top),
         "winner": winner(schedule, candidates, values, arguments.snap),
-        "uniform": uniform(spectrum, schedule, steps, metric, prior, float(values.min())),
+        "uniform": uniform(arguments, schedule, spectrum, prior, float(values.min())),
     }
 
 
@@ -157,11 +157,12 @@ def winner(schedule: NoiseSchedule, candidates: Candidates, values: Array, snap:
 
 
 def uniform(
-    spectrum: Spectrum, schedule: NoiseSchedule, steps: int, metric: str, prior: str, least: float
+    arguments: argparse.Namespace, schedule: NoiseSchedule, spectrum: Spectrum, prior: str, least: float
 ) -> dict[str, dict[str, float]]:
     """Return the divergence of each uniform spacing, and how many times the winner's it is."""
     result = {}
-    for spacing, levels in uniform_levels(schedule, steps).items():
-        value = divergence(spectrum, levels, metric, prior=prior)
-        result[spacing] = {"value": value, "times_best": times(value, least)}
+    for spacing, levels in uniform_levels(schedule, arguments.steps).items():
+        if can_be_scored(levels):
+            value = divergence(spectrum, levels, arguments.metric, prior=prior, num_threads=arguments.threads)
+            result[spacing] = {"value": value, "times_best": times(value, least)}
     return result

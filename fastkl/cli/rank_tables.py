@@ -58,7 +58,7 @@ def left_out(report: dict[str, Any]) -> str:
     if report["duplicates"]:
         reasons.append(plural(report["duplicates"], "duplicate"))
     if report["outside_schedule"]:
-        reasons.append(f"{report['outside_schedule']:,} outside the schedule")
+        reasons.append(f"{report['outside_schedule']:,} out of range")
     return f" ({report['generated']:,} generated, less {' and '.join(reasons)})" if reasons else ""
 
 

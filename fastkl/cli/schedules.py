@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Sequence
 
 from fastkl.cli.errors import InputError
+from fastkl.cli.files import number
 from fastkl.schedule import NoiseSchedule
 
 __all__ = ["NAMES", "add_schedule", "build_schedule"]
@@ -49,9 +50,8 @@ def build_schedule(name: str, options: Sequence[str]) -> NoiseSchedule:
 
 
 def _number(option: str, text: str) -> float:
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    raise InputError(f"--schedule-option {option!r}: {text!r} is not a number")
+    try:
+        value = number(text)
+        return int(text) if text.lstrip("+-").isdecimal() else value
+    except ValueError as error:
+        raise InputError(f"--schedule-option {option!r}: {error}") from None

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fastkl.cli.errors import InputError
-from fastkl.cli.files import arrays_from_numpy, read_text, rows_from_text
+from fastkl.cli.files import UNNAMED, arrays_from_numpy, read_text, rows_from_text
 from fastkl.spectrum import Spectrum
 
 __all__ = ["check_finite", "read_spectrum"]
@@ -35,12 +35,14 @@ def _arguments(name: str) -> dict[str, Any]:
             )
         return {"eigenvalues": rows.ravel()}
     arrays = arrays_from_numpy(name)
-    if len(arrays) == 1:
-        return {"eigenvalues": next(iter(arrays.values()))}
-    if "eigenvalues" not in arrays:
+    if list(arrays) == [UNNAMED]:
+        return {"eigenvalues": arrays[UNNAMED]}
+    if "eigenvalues" not in arrays or not arrays.keys() <= {"eigenvalues", "counts", "mean"}:
         found = ", ".join(sorted(arrays)) or "none"
-        raise InputError(f"{name}: must hold an array called eigenvalues, found {found}")
-    return {key: arrays[key] for key in ("eigenvalues", "counts", "mean") if key in arrays}
+        raise InputError(
+            f"{name}: must hold one unnamed array or eigenvalues, with counts and mean if it has them, found {found}"
+        )
+    return arrays
 
 
 def check_finite(name: str, spectrum: Spectrum, metric: str) -> None:
