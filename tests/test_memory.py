@@ -1,0 +1,80 @@
+"""Peak memory of a call beyond its inputs and outputs: a fixed scratch, whatever the numbers of anything."""
+
+from pathlib import Path
+
+import pytest
+from processes import run
+
+needs_proc = pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(), reason="peak memory is read from /proc"
+)
+
+PEAK = """
+def peak():
+    with open("/proc/self/status") as status:
+        return int(next(line for line in status if line.startswith("VmHWM")).split()[1]) / 1024
+
+def extra(call):
+    \"\"\"MB of peak memory that a call needs above what is in use when it begins.\"\"\"
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")
+    before = peak()
+    result = call()
+    return peak() - before - getattr(result, "nbytes", 0) / 2**20
+
+results()
+"""
+# Names are made before the measurement: inputs are not counted, outputs are taken off.
+MEMORY = {
+    "contract": (
+        "x = np.ones(10**6); s = np.ones((32, 1)) * np.linspace(5, 1, 17)",
+        "fastkl.divergence(x, s)",
+    ),
+    "zeros": ("x = np.zeros(10**7); s = np.linspace(5, 1, 3)", "fastkl.divergence(x, s)"),
+    "pairs": (
+        "x = np.ones(10**6); s = np.ones((32, 1)) * np.linspace(2, 1.999, 17)",
+        "fastkl.divergence(x, s, prior='exact')",
+    ),
+    "many candidates": (
+        "x = np.geomspace(1e-2, 1e2, 64); s = np.linspace(1, 2, 200_000)[:, None] * np.linspace(5, 1, 17)",
+        "fastkl.divergence(x, s)",
+    ),
+    "many candidates, some from inf, mean": (
+        "x = fastkl.Spectrum(np.ones(8), mean=np.ones(8));"
+        "s = np.linspace(1, 2, 10**6)[:, None] * np.linspace(5, 1, 17);"
+        "s[::2, 0] = np.inf",
+        "fastkl.divergence(x, s)",
+    ),
+    "eigenvalues beyond the contract": (
+        "x = np.full(10**7, 1e20); s = np.linspace(5, 1, 3)",
+        "fastkl.divergence(x, s)",
+    ),
+    "mean": (
+        "x = fastkl.Spectrum(np.ones(10**7), mean=np.ones(10**7)); s = np.linspace(5, 1, 3)",
+        "fastkl.divergence(x, s, 'jeffreys')",
+    ),
+    "w2 with counts": (
+        "x = fastkl.Spectrum(np.ones(10**7), np.ones(10**7)); s = np.linspace(5, 1, 3)",
+        "fastkl.divergence(x, s, 'w2')",
+    ),
+    "output variance": (
+        "x = np.ones(10**6); s = np.ones((8, 1)) * np.linspace(5, 1, 17)",
+        "fastkl.output_variance(x, s)",
+    ),
+    "trajectory": (
+        "x = np.ones(10**6); s = np.ones((2, 1)) * np.linspace(5, 1, 9)",
+        "fastkl.trajectory(x, s)",
+    ),
+    "many tasks": (
+        "from fastkl._threads import run_all; from itertools import repeat",
+        "run_all(time.sleep, repeat((0,), 60_000), 2)",
+    ),
+}
+
+
+@needs_proc
+@pytest.mark.parametrize("case", MEMORY)
+def test_peak_memory_is_inputs_and_outputs_and_64_mb(tmp_path, case):
+    inputs, call = MEMORY[case]
+    extra = float(run(f"{PEAK}\n{inputs}\nprint(extra(lambda: {call}))", tmp_path))
+    assert extra < 64
