@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastkl._schedule_maps import MAPS, table_sigmas, table_times
-from fastkl._validation import check_all, real_array
+from fastkl._validation import check_all, read_only, real_array
 
 __all__ = ["ScheduleBase", "check_elements"]
 
@@ -43,10 +43,8 @@ class ScheduleBase:
         alphas_cumprod: Floats | None = None,
     ) -> Self:
         self = object.__new__(cls)
-        for table in (sigmas, alphas_cumprod):
-            if table is not None:
-                table.flags.writeable = False
-        values = (alphas_cumprod, parameters, sigmas, name, prior)
+        tables = [None if table is None else read_only(table) for table in (alphas_cumprod, sigmas)]
+        values = (tables[0], parameters, tables[1], name, prior)
         for slot, value in zip(ScheduleBase.__slots__, values, strict=True):
             object.__setattr__(self, slot, value)
         return self

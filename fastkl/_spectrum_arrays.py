@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastkl._validation import check_all, real_array
 
-__all__ = ["check_range", "count_array", "eigenvalue_array", "mean_array"]
+__all__ = ["check_counts", "check_range", "count_array", "eigenvalue_array", "mean_array"]
 
-_LEAST, _LARGEST = 1e-30, 1e30
+_LEAST, _LARGEST = 1e-30, 1e30  # of variances and of counts
 
 _Array = NDArray[np.float64]
 
@@ -41,11 +39,17 @@ def _of_length(name: str, value: ArrayLike, length: int) -> _Array:
 
 
 def count_array(value: ArrayLike, length: int) -> _Array:
-    """Return a copy of `length` finite counts above 0, or raise."""
+    """Return a copy of `length` counts within [1e-30, 1e30], or raise."""
     array = _of_length("counts", value, length)
-    if not (array.min() > 0.0 and array.max() < math.inf):
-        check_all("counts", array, (array > 0.0) & (array < math.inf), "must be finite and above 0")
+    check_counts("counts", array)
     return array + 0.0
+
+
+def check_counts(name: str, array: _Array) -> None:
+    """Raise unless every element is within [1e-30, 1e30], so that its products with variances stay in range."""
+    if not (array.min() >= _LEAST and array.max() <= _LARGEST):
+        valid = (array >= _LEAST) & (array <= _LARGEST)
+        check_all(name, array, valid, "a count must be within [1e-30, 1e30]")
 
 
 def mean_array(value: ArrayLike, length: int) -> _Array:

@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["check_all", "choice", "decreasing", "integer", "real_array", "real_number"]
+__all__ = ["check_all", "choice", "decreasing", "integer", "read_only", "real_array", "real_number"]
+
+MOST = 10**12  # bound of integers that have no other: no array is longer, and int64 and float64 hold them
 
 
 def real_array(
@@ -41,6 +43,7 @@ def real_array(
         raise TypeError(
             f"{name}: must be an array of real numbers, got dtype {array.dtype} ({type(value).__name__})"
         )
+    _refuse_booleans(name, value)
     allowed = (ndim,) if isinstance(ndim, int) else tuple(ndim)
     if array.ndim not in allowed:
         ranks = " or ".join(f"{rank}-D" for rank in allowed)
@@ -53,6 +56,24 @@ def real_array(
         kept = (np.isfinite(numbers64) == np.isfinite(array)) & ((numbers64 == 0.0) == (array == 0))
         check_all(name, array, kept, "is out of the range of float64")
     return numbers64
+
+
+def _refuse_booleans(name: str, value: Any, index: tuple[int, ...] = ()) -> None:
+    """Raise if nested lists and tuples hold a boolean, which NumPy takes for a number where it stands beside one."""
+    if isinstance(value, bool | np.bool_) or (isinstance(value, np.ndarray) and value.dtype == np.bool_):
+        where = ", ".join(map(str, index))
+        raise TypeError(f"{name}[{where}] = {value!r}: must be a real number, not a boolean")
+    if not isinstance(value, list | tuple):
+        return
+    if any(issubclass(kind, list | tuple | bool | np.bool_ | np.ndarray) for kind in set(map(type, value))):
+        for i, item in enumerate(value):
+            _refuse_booleans(name, item, (*index, i))
+
+
+def read_only(array: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Make an array that owns its data read-only, and return a view of it that cannot be made writeable again."""
+    array.flags.writeable = False
+    return array.view()
 
 
 def check_all(name: str, array: NDArray[Any], valid: NDArray[np.bool_], rule: str) -> None:
@@ -93,7 +114,12 @@ def real_number(
         value = value[()]
     if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name}: must be a real number, got {value!r} ({type(value).__name__})")
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:
+        raise ValueError(
+            f"{name}: must be within the range of float64, got a larger {type(value).__name__}"
+        ) from None
     rules = [
         (math.isfinite(number), "must be finite"),
         (number > above, f"must be above {above:g}"),
@@ -108,14 +134,17 @@ def real_number(
 
 
 def integer(name: str, value: Any, *, minimum: int = 1, maximum: int | None = None) -> int:
-    """Return `value` as an int within the bounds, or raise."""
+    """Return `value` as an int within the bounds (at most 10**12 in any case), or raise."""
     if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Integral):
         raise TypeError(f"{name}: must be an integer, got {value!r} ({type(value).__name__})")
     number = int(value)
+    most = MOST if maximum is None else maximum
+    # Python refuses to print integers of thousands of digits
+    shown = str(number) if abs(number) < 10**40 else "an integer of more than 40 digits"
     if number < minimum:
-        raise ValueError(f"{name} = {number}: must be at least {minimum}")
-    if maximum is not None and number > maximum:
-        raise ValueError(f"{name} = {number}: must be at most {maximum}")
+        raise ValueError(f"{name} = {shown}: must be at least {minimum}")
+    if number > most:
+        raise ValueError(f"{name} = {shown}: must be at most {most}")
     return number
 
 

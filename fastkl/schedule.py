@@ -11,6 +11,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from fastkl._candidates import LARGEST, LEAST
 from fastkl._schedule_base import ScheduleBase
 from fastkl._schedule_maps import cosine_betas, sigmas_from_betas
 from fastkl._validation import check_all, decreasing, integer, real_array, real_number
@@ -256,7 +257,7 @@ class NoiseSchedule(ScheduleBase):
         Parameters
         ----------
         sigma_min, sigma_max : float
-            Levels at t = 0 and t = 1; 0 < sigma_min < sigma_max.
+            Levels at t = 0 and t = 1, within [1e-15, 1e15]; sigma_min < sigma_max.
         rho : float
             Warp, above 0.
 
@@ -274,8 +275,8 @@ class NoiseSchedule(ScheduleBase):
         Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models" (arXiv 2206.00364),
         equation 5.
         """
-        low = real_number("sigma_min", sigma_min, above=0.0)
-        high = real_number("sigma_max", sigma_max, above=low)
+        low = real_number("sigma_min", sigma_min, at_least=LEAST)
+        high = real_number("sigma_max", sigma_max, above=low, at_most=LARGEST)
         rho = real_number("rho", rho, above=0.0)
         if math.log(high / low) > 700.0 * rho:
             raise ValueError(

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastkl._spectrum_arrays import check_range, count_array, eigenvalue_array, mean_array
-from fastkl._validation import choice, integer, real_array, real_number
+from fastkl._spectrum_arrays import check_counts, check_range, count_array, eigenvalue_array, mean_array
+from fastkl._validation import choice, integer, read_only, real_array, real_number
 
 __all__ = ["Spectrum", "as_spectrum"]
 
@@ -29,7 +29,8 @@ class Spectrum:
         Variances (squared data units) along the principal directions: each 0 or within [1e-30, 1e30], the
         range in which the kernels cannot overflow.
     counts : array_like, shape (d,), optional
-        How many directions share each eigenvalue: finite reals above 0, whole or not. Default: one each.
+        How many directions share each eigenvalue: reals within [1e-30, 1e30], whole or not. Default:
+        one each.
     mean : array_like, shape (d,), optional
         Mean of the data along the directions (data units), at most 1e15 in magnitude. With `counts`, *each*
         of the ``counts[i]`` directions has the mean ``mean[i]``. Default: no mean, which counts as 0.
@@ -61,17 +62,17 @@ class Spectrum:
     def __init__(
         self, eigenvalues: ArrayLike, counts: ArrayLike | None = None, mean: ArrayLike | None = None
     ) -> None:
-        self._eigenvalues = _frozen(eigenvalue_array("eigenvalues", eigenvalues))
-        self._counts = None if counts is None else _frozen(count_array(counts, len(self)))
-        self._mean = None if mean is None else _frozen(mean_array(mean, len(self)))
+        self._eigenvalues = read_only(eigenvalue_array("eigenvalues", eigenvalues))
+        self._counts = None if counts is None else read_only(count_array(counts, len(self)))
+        self._mean = None if mean is None else read_only(mean_array(mean, len(self)))
 
     @classmethod
     def _trusted(cls, eigenvalues: _Array, counts: _Array | None, mean: _Array | None) -> Spectrum:
         """Take ownership of arrays that are known to be valid: no copy, no checks."""
         spectrum = cls.__new__(cls)
-        spectrum._eigenvalues = _frozen(eigenvalues)
-        spectrum._counts = None if counts is None else _frozen(counts)
-        spectrum._mean = None if mean is None else _frozen(mean)
+        spectrum._eigenvalues = read_only(eigenvalues)
+        spectrum._counts = None if counts is None else read_only(counts)
+        spectrum._mean = None if mean is None else read_only(mean)
         return spectrum
 
     @property
@@ -109,13 +110,13 @@ class Spectrum:
         return len(self._eigenvalues)
 
     def __eq__(self, other: object) -> bool:
-        """Whether both hold the same entries in the same order; a `counts` or `mean` of None equals None."""
+        """Whether both hold the same entries in the same order; no counts equal ones, and no mean equals zeros."""
         if not isinstance(other, Spectrum):
             return NotImplemented
         return (
             np.array_equal(self._eigenvalues, other._eigenvalues)
-            and _same(self._counts, other._counts)
-            and _same(self._mean, other._mean)
+            and _same(self._counts, other._counts, 1.0)
+            and _same(self._mean, other._mean, 0.0)
         )
 
     def __hash__(self) -> int:
@@ -145,6 +146,11 @@ class Spectrum:
         Spectrum
             The distinct entries in order of first appearance (one sort); itself if no two are equal.
 
+        Raises
+        ------
+        ValueError
+            If a sum of counts exceeds 1e30.
+
         Examples
         --------
         >>> Spectrum([3.0, 1.0, 3.0]).merged().counts
@@ -162,7 +168,9 @@ class Spectrum:
         appearance = np.argsort(first)
         first = first[appearance]
         mean = None if self._mean is None else self._mean[first]
-        return self._trusted(values[first], np.add.reduceat(counts, starts)[appearance], mean)
+        counts = np.add.reduceat(counts, starts)[appearance]
+        check_counts("merged counts", counts)
+        return self._trusted(values[first], counts, mean)
 
     def floored(self, floor: float) -> Spectrum:
         """Add isotropic noise of variance `floor` to the data: every eigenvalue grows by it.
@@ -397,10 +405,6 @@ def as_spectrum(name: str, value: Spectrum | ArrayLike) -> Spectrum:
     return Spectrum._trusted(eigenvalues.view(), None, None)  # no copy: it lives as long as the call
 
 
-def _frozen(array: _Array) -> _Array:
-    array.flags.writeable = False
-    return array
-
-
-def _same(a: _Array | None, b: _Array | None) -> bool:
-    return a is b or (a is not None and b is not None and np.array_equal(a, b))
+def _same(a: _Array | None, b: _Array | None, default: float) -> bool:
+    """Whether two arrays of one length are equal, where None stands for an array of `default`."""
+    return a is b or bool(np.all((default if a is None else a) == (default if b is None else b)))

@@ -210,6 +210,11 @@ def test_copies_are_equal_and_immutable(schedule):
         if twin.is_discrete:
             with pytest.raises(ValueError, match="read-only"):
                 twin.alphas_cumprod[0] = 0.5
+            with pytest.raises(ValueError, match="WRITEABLE"):
+                twin.alphas_cumprod.flags.writeable = True
+        levels = twin.sigmas([0, 1])
+        levels[:] = -1.0  # the caller's own
+        assert twin.sigma_min == schedule.sigma_min
 
 
 def test_different_schedules_are_unequal():
@@ -258,6 +263,12 @@ BAD = [
     (lambda: NoiseSchedule.edm(sigma_min=0.0), ValueError, r"sigma_min = 0\.0"),
     (lambda: NoiseSchedule.edm(sigma_max=0.001), ValueError, r"sigma_max = 0\.001"),
     (lambda: NoiseSchedule.edm(sigma_max=np.inf), ValueError, r"sigma_max = inf: must be finite"),
+    (lambda: NoiseSchedule.edm(1e-300, 1e300), ValueError, r"sigma_min = 1e-300: must be at least 1e-15"),
+    (lambda: NoiseSchedule.edm(1.0, 1e300), ValueError, r"sigma_max = 1e\+300: must be at most 1e\+15"),
+    (lambda: NoiseSchedule.edm(1e-15, 1e15, 0.01), ValueError, r"rho = 0\.01: must be at least 0\.0987"),
+    (lambda: NoiseSchedule.flow(10**400), ValueError, r"shift: must be within the range of float64"),
+    (lambda: NoiseSchedule.cosine(10**400), ValueError, r"num_train_timesteps = an integer of more than 40"),
+    (lambda: NoiseSchedule.from_betas([0.5, True]), TypeError, r"betas\[1\] = True"),
     (lambda: NoiseSchedule.edm(rho=0.0), ValueError, r"rho = 0\.0"),
     (lambda: NoiseSchedule.edm(rho=0.001), ValueError, r"rho = 0\.001: must be at least"),
     (lambda: NoiseSchedule.flow(-1.0), ValueError, r"shift = -1\.0"),

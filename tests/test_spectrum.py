@@ -5,6 +5,7 @@ import os
 import pickle
 import subprocess
 import sys
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -46,6 +47,7 @@ def test_any_real_dtype_and_layout(dtype):
 
 def test_the_ends_of_the_range_are_allowed():
     assert Spectrum([0.0, 1e-30, 1e30], mean=[-1e15, 0, 1e15]).eigenvalues.tolist() == [0.0, 1e-30, 1e30]
+    assert Spectrum([1.0, 1.0], counts=[1e-30, 1e30]).counts.tolist() == [1e-30, 1e30]
 
 
 def test_negative_zero_becomes_zero():
@@ -88,6 +90,8 @@ def test_writing_raises():
             if array is not None:
                 with pytest.raises(ValueError, match="read-only"):
                     array[0] = 5.0
+                with pytest.raises(ValueError, match="WRITEABLE"):
+                    array.flags.writeable = True
         for attribute in ("eigenvalues", "counts", "mean", "dim", "total_variance", "anything"):
             with pytest.raises(AttributeError):
                 setattr(s, attribute, 1.0)
@@ -114,6 +118,13 @@ def test_equality():
     ):
         assert s != other
     assert s != "spectrum"
+    plain, filled = Spectrum([1.0, 2.0]), Spectrum([1.0, 2.0], [1, 1], [0, 0])
+    assert plain == filled
+    assert filled == plain
+    assert hash(plain) == hash(filled)
+    assert plain == Spectrum([1.0, 2.0], mean=[0, 0])
+    assert plain != Spectrum([1.0, 2.0], [1, 2])
+    assert plain != Spectrum([1.0, 2.0], mean=[0, 1])
     assert len({s, Spectrum([1.0, 2.0], [1, 2], [0, 1])}) == 1
 
 
@@ -144,6 +155,11 @@ def test_merged_keeps_apart_what_differs_in_the_mean():
 def test_merged_returns_the_spectrum_itself_when_nothing_is_equal():
     for s in (Spectrum([1.0]), Spectrum([2.0, 1.0], counts=[1, 2])):
         assert s.merged() is s
+
+
+def test_merged_counts_stay_in_range():
+    with pytest.raises(ValueError, match=r"^merged counts\[1\] = 2e\+30: a count must be within"):
+        Spectrum([1.0, 2.0, 2.0], counts=[1, 1e30, 1e30]).merged()
 
 
 def test_merged_against_a_dictionary(rng):
@@ -207,6 +223,8 @@ def test_power_law(dim, exponent, mean_variance):
 
 BAD_POWER_LAWS = [
     ((0, 1.0), ValueError, r"^dim = 0"),
+    ((10**400, 1.0), ValueError, r"^dim = an integer of more than 40 digits: must be at most 1000000000000$"),
+    ((-(10**5000), 1.0), ValueError, r"^dim = an integer of more than 40 digits: must be at least 1$"),
     ((2.0, 1.0), TypeError, r"^dim: "),
     ((3, np.nan), ValueError, r"^exponent = nan"),
     ((3, "1"), TypeError, r"^exponent: "),
@@ -241,6 +259,11 @@ BAD_ARRAYS = [
     ([True, False], TypeError, r": .*bool"),
     (np.ma.masked_equal([1.0, 2.0], 2.0), TypeError, r": .*masked"),
     ({"a": 1}, TypeError, r": .*dict"),
+    ([True, 0.5, 0], TypeError, r"\[0\] = True: must be a real number, not a boolean"),
+    ((1, 0.5, np.False_), TypeError, r"\[2\] = .*False.*: must be a real number, not a boolean"),
+    ([[1.0, 2.0], (1.0, True)], TypeError, r"\[1, 1\] = True: "),
+    ([2.0, np.array(True)], TypeError, r"\[1\] = .*True.*: "),
+    ([1.0, 10**400], TypeError, r": .*object"),
 ]
 
 
@@ -261,8 +284,13 @@ BAD_VALUES = [
     ({"eigenvalues": [1.0, 1.1e30]}, r"^eigenvalues\[1\] = 1\.1e\+30: .*\[1e-30, 1e30\]"),
     ({"eigenvalues": [1, 2], "counts": [1]}, r"^counts: must have shape \(2,\) .* \(1,\)"),
     ({"eigenvalues": [1], "counts": [1, 2]}, r"^counts: must have shape \(1,\) .* \(2,\)"),
-    ({"eigenvalues": [1, 2], "counts": [1, 0]}, r"^counts\[1\] = 0\.0: must be finite and above 0"),
-    ({"eigenvalues": [1, 2], "counts": [-3, 1]}, r"^counts\[0\] = -3\.0: must be finite and above 0"),
+    (
+        {"eigenvalues": [1, 2], "counts": [1, 0]},
+        r"^counts\[1\] = 0\.0: a count must be within \[1e-30, 1e30\]",
+    ),
+    ({"eigenvalues": [1, 2], "counts": [-3, 1]}, r"^counts\[0\] = -3\.0: a count must be within"),
+    ({"eigenvalues": [1, 2], "counts": [1, 1.1e30]}, r"^counts\[1\] = 1\.1e\+30: .*\[1e-30, 1e30\]"),
+    ({"eigenvalues": [1, 2], "counts": [9e-31, 1]}, r"^counts\[0\] = 9e-31: .*\[1e-30, 1e30\]"),
     ({"eigenvalues": [1, 2], "mean": [1]}, r"^mean: must have shape \(2,\)"),
     ({"eigenvalues": [1], "mean": [1, 2]}, r"^mean: must have shape \(1,\)"),
     ({"eigenvalues": [1, 2], "mean": [0, -2e15]}, r"^mean\[1\] = -2000000000000000\.0: .*1e15"),
@@ -282,11 +310,14 @@ BAD_FLOORS = [
     ("0", TypeError, "^floor: must be a real number"),
     (True, TypeError, "^floor: must be a real number"),
     ([0.1], TypeError, "^floor: must be a real number"),
+    (10**400, ValueError, "^floor: must be within the range of float64, got a larger int"),
+    (-(10**5000), ValueError, "^floor: must be within the range of float64, got a larger int"),
+    (Fraction(10**400), ValueError, "^floor: must be within the range of float64, got a larger Fraction"),
     (1e31, ValueError, r"^eigenvalues \+ floor\[0\] = 1e\+31: "),
 ]
 
 
-@pytest.mark.parametrize(("floor", "error", "message"), BAD_FLOORS)
+@pytest.mark.parametrize(("floor", "error", "message"), BAD_FLOORS, ids=range(len(BAD_FLOORS)))
 @pytest.mark.parametrize(
     "call",
     [
