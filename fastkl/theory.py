@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from fastkl._expansion import compose, excess, odd_coefficients, prior_terms
 from fastkl._geodesic import log_levels, panel_edges
 from fastkl._validation import check_all, choice, decreasing, integer, real_number
+from fastkl.evaluate import METRICS, PRIORS
 from fastkl.spectrum import Spectrum, as_spectrum
 
 if TYPE_CHECKING:
@@ -18,9 +19,9 @@ if TYPE_CHECKING:
 
 __all__ = ["best_gamma", "expansion", "geodesic_levels", "tangent_gamma"]
 
-_METRICS = ("kl", "reverse_kl", "jeffreys", "w2")
-_PRIORS = ("vp", "ve", "flow", "exact")
 _BINS = 400  # eigenvalues kept by _binned: 24 decades in steps of 15 %
+_BLOCK = 1 << 20  # eigenvalues summed at a time, so that sums need little memory
+_MOST_STEPS = 10**6
 
 _Array = NDArray[np.float64]
 
@@ -61,8 +62,15 @@ def tangent_gamma(spectrum: Spectrum | ArrayLike) -> float:
     >>> tangent_gamma([4.0, 1.0])
     2.0
     """
-    eigenvalues, counts = _positive_entries(as_spectrum("spectrum", spectrum))
-    return math.sqrt((counts * eigenvalues).sum() / (counts / eigenvalues).sum())
+    spectrum = as_spectrum("spectrum", spectrum)
+    _check_positive(spectrum)
+    sums = np.zeros(2)
+    for begin in range(0, len(spectrum), _BLOCK):
+        block = slice(begin, begin + _BLOCK)
+        values = spectrum.eigenvalues[block]
+        counts = 1.0 if spectrum.counts is None else spectrum.counts[block]
+        sums += (counts * values).sum(), (counts / values).sum()
+    return math.sqrt(sums[0] / sums[1])
 
 
 def best_gamma(spectrum: Spectrum | ArrayLike, steps: int, *, metric: str = "kl") -> float:
@@ -83,7 +91,7 @@ def best_gamma(spectrum: Spectrum | ArrayLike, steps: int, *, metric: str = "kl"
         Eigenvalues (squared data units), above 0; with `metric` ``"w2"`` some may be 0. A mean plays no part:
         starting from infinite noise costs it nothing.
     steps : int
-        Number of steps N, at least 2 (one step from infinity to 0 gives variance 0 whatever gamma is).
+        Number of steps N, 2 to 10**6 (one step from infinity to 0 gives variance 0 whatever gamma is).
     metric : {"kl", "reverse_kl", "jeffreys", "w2"}
         The divergence to minimise.
 
@@ -95,7 +103,7 @@ def best_gamma(spectrum: Spectrum | ArrayLike, steps: int, *, metric: str = "kl"
     Raises
     ------
     ValueError
-        For an eigenvalue of 0 (all 0 with ``"w2"``), `steps` below 2 or an unknown `metric`.
+        For an eigenvalue of 0 (all 0 with ``"w2"``), `steps` out of range or an unknown `metric`.
     TypeError
         If `steps` is not an integer or `metric` not a string.
 
@@ -116,8 +124,8 @@ def best_gamma(spectrum: Spectrum | ArrayLike, steps: int, *, metric: str = "kl"
     from scipy.optimize import minimize_scalar
 
     spectrum = as_spectrum("spectrum", spectrum)
-    steps = integer("steps", steps, minimum=2)
-    metric = choice("metric", metric, _METRICS)
+    steps = integer("steps", steps, minimum=2, maximum=_MOST_STEPS)
+    metric = choice("metric", metric, METRICS)
     eigenvalues, counts = _positive_entries(spectrum, drop_zeros=metric == "w2")
     low, high = math.log(eigenvalues.min()), math.log(eigenvalues.max())
     if low == high:
@@ -213,10 +221,10 @@ def expansion(
             f"schedule = {schedule!r}: not smooth, its angle arctan(sigma(t) / sqrt(eigenvalue)) has no "
             "bounded derivatives, so the divergence has no expansion in 1/N; take tangent, flow or edm"
         )
-    prior = choice("prior", schedule.prior if prior is None else prior, _PRIORS)
+    prior = choice("prior", schedule.prior if prior is None else prior, PRIORS)
     first, last = schedule.sigmas(np.array([1.0, 0.0])).tolist()
     if last == 0.0:
-        _positive_entries(spectrum)
+        _check_positive(spectrum)
     counts = np.ones(len(spectrum)) if spectrum.counts is None else spectrum.counts
     odd = odd_coefficients(spectrum.eigenvalues, schedule)
     offset, mean_term = prior_terms(spectrum, first, prior)
@@ -244,7 +252,7 @@ def geodesic_levels(
         Eigenvalues (squared data units). An eigenvalue of 0 is an error if `sigma_min` is 0, where its
         divergence is infinite; else it loses nothing in any schedule and plays no part.
     steps : int
-        Number of steps N, at least 1.
+        Number of steps N, 1 to 10**6.
     sigma_max : float
         First level (data units), above `sigma_min`; may be inf.
     sigma_min : float
@@ -280,7 +288,7 @@ def geodesic_levels(
     array([   inf, 4.8284, 2.    , 0.8284, 0.    ])
     """
     spectrum = as_spectrum("spectrum", spectrum)
-    steps = integer("steps", steps)
+    steps = integer("steps", steps, maximum=_MOST_STEPS)
     sigma_min = real_number("sigma_min", sigma_min, at_least=0.0)
     if not (isinstance(sigma_max, float | np.floating) and sigma_max == math.inf):
         sigma_max = real_number("sigma_max", sigma_max, above=sigma_min)
@@ -297,14 +305,21 @@ def _positive_entries(spectrum: Spectrum, *, drop_zeros: bool = False) -> tuple[
     """Eigenvalues and counts, those of eigenvalue 0 left out or an error."""
     values = spectrum.eigenvalues
     counts = np.ones(len(values)) if spectrum.counts is None else spectrum.counts
+    if not drop_zeros:
+        _check_positive(spectrum)
+        return values, counts
     positive = values > 0
-    if drop_zeros:
-        if not positive.any():
-            raise ValueError("spectrum: must have an eigenvalue above 0, all are 0")
-        return values[positive], counts[positive]
+    if not positive.any():
+        raise ValueError("spectrum: must have an eigenvalue above 0, all are 0")
+    return values[positive], counts[positive]
+
+
+def _check_positive(spectrum: Spectrum) -> None:
+    """Raise if an eigenvalue is 0."""
+    if spectrum.eigenvalues.min() > 0.0:
+        return
     rule = "must be above 0, the divergence is infinite at 0; give the spectrum a floor (Spectrum.floored)"
-    check_all("spectrum", values, positive, rule)
-    return values, counts
+    check_all("spectrum", spectrum.eigenvalues, spectrum.eigenvalues > 0.0, rule)
 
 
 def _binned(eigenvalues: _Array, counts: _Array) -> tuple[_Array, _Array]:

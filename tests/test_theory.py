@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import reference
 
+import fastkl
 from fastkl import NoiseSchedule, Spectrum
 from fastkl._expansion import excess, odd_coefficients
 from fastkl.theory import _tangent_log_ratio, best_gamma, expansion, geodesic_levels, tangent_gamma
@@ -349,6 +350,50 @@ def test_adjacent_ends_leave_room_for_one_step_only():
         geodesic_levels([1.0], 2, above, 1.0)
 
 
+# Counts at the ends of their range
+
+
+@pytest.mark.parametrize("eigenvalues", [[1e-30, 1e30], [1e-3, 1.0]])
+@pytest.mark.parametrize("counts", [[1e30, 1e30], [1e-30, 1e-30], [1e-30, 1e30], [1e30, 1e-30]])
+def test_extreme_counts(eigenvalues, counts):
+    context = mpmath.MPContext()
+    context.dps = 150
+    values, weights = map(context.mpf, eigenvalues), map(context.mpf, counts)
+    pairs = list(zip(values, weights, strict=True))
+    exact = context.sqrt(sum(c * v for v, c in pairs) / sum(c / v for v, c in pairs))
+    spectrum = Spectrum(eigenvalues, counts)
+    assert tangent_gamma(spectrum) == pytest.approx(float(exact), rel=1e-14)
+    for metric in METRICS:
+        assert eigenvalues[0] <= best_gamma(spectrum, 5, metric=metric) <= eigenvalues[1] * (1 + 1e-9)
+    levels = geodesic_levels(spectrum, 9, INF)
+    assert levels[-1] == 0.0
+    assert np.all(np.diff(levels) < 0)
+
+
+def test_equal_counts_do_not_move_the_geodesic(rng):
+    eigenvalues = 10.0 ** rng.uniform(-3, 3, size=5)
+    plain = geodesic_levels(eigenvalues, 9, INF)
+    for count in (1e-30, 1e30):
+        np.testing.assert_allclose(
+            geodesic_levels(Spectrum(eigenvalues, np.full(5, count)), 9, INF), plain, rtol=1e-9
+        )
+
+
+def test_tangent_gamma_sums_in_blocks(rng, monkeypatch):
+    spectrum = Spectrum(rng.uniform(0.1, 5.0, 1000), rng.uniform(0.1, 5.0, 1000))
+    values, counts = spectrum.eigenvalues, spectrum.counts
+    exact = math.sqrt(math.fsum(counts * values) / math.fsum(counts / values))
+    for block in (1, 7, 999, 1000, 10**6):
+        monkeypatch.setattr("fastkl.theory._BLOCK", block)
+        assert tangent_gamma(spectrum) == pytest.approx(exact, rel=1e-13)
+        assert tangent_gamma(values) == tangent_gamma(Spectrum(values, np.ones(1000)))
+
+
+def test_most_steps():
+    assert best_gamma([4.0, 1.0], 10**6) == pytest.approx(2.0, rel=1e-6)
+    assert np.all(np.diff(geodesic_levels([4.0, 1.0], 10**6, 10.0)) < 0)
+
+
 # Bad input
 
 FLOW = NoiseSchedule.flow()
@@ -360,6 +405,14 @@ BAD = [
     (best_gamma, ([0.0, 1.0], 5), ValueError, r"spectrum\[0\] = 0\.0.*floor"),
     (best_gamma, ([1.0], 1), ValueError, "steps = 1"),
     (best_gamma, ([1.0], 2.0), TypeError, "steps"),
+    (
+        best_gamma,
+        ([4.0, 1.0], 10**400),
+        ValueError,
+        "steps = an integer of more than 40 digits: must be at most 1000000",
+    ),
+    (geodesic_levels, ([1.0], 10**6 + 1, 10.0), ValueError, "steps = 1000001: must be at most 1000000"),
+    (geodesic_levels, ([1.0], 5, 10**400), ValueError, "sigma_max: must be within the range of float64"),
     (lambda *a: best_gamma(*a, metric="fid"), ([1.0], 2), ValueError, "metric = 'fid'"),
     (lambda *a: best_gamma(*a, metric=2), ([1.0], 2), TypeError, "metric"),
     (lambda *a: best_gamma(*a, metric="w2"), ([0.0, 0.0], 2), ValueError, "spectrum"),
@@ -391,6 +444,12 @@ BAD = [
 def test_bad_input(function, arguments, error, message):
     with pytest.raises(error, match=message):
         function(*arguments)
+
+
+def test_theory_is_an_attribute_of_the_package():
+    code = "import sys, fastkl; sys.exit(fastkl.theory is not sys.modules['fastkl.theory'])"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    assert "theory" in fastkl.__all__
 
 
 def test_import_loads_no_scipy():
