@@ -1,4 +1,4 @@
-"""Checks of the arrays a spectrum is made of; each returns a float64 copy."""
+"""Checks of the arrays a spectrum is made of, each of which returns a float64 copy, and their comparison."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastkl._validation import check_all, real_array
 
-__all__ = ["check_counts", "check_range", "count_array", "eigenvalue_array", "mean_array"]
+__all__ = ["check_counts", "check_range", "count_array", "eigenvalue_array", "mean_array", "same"]
 
 _LEAST, _LARGEST = 1e-30, 1e30  # of variances and of counts
 
@@ -57,3 +57,8 @@ def mean_array(value: ArrayLike, length: int) -> _Array:
     array = _of_length("mean", value, length)
     check_all("mean", array, np.abs(array) <= 1e15, "must be finite and at most 1e15 in magnitude")
     return array + 0.0
+
+
+def same(a: _Array | None, b: _Array | None, default: float) -> bool:
+    """Whether two arrays of one length are equal, where None stands for an array of `default`."""
+    return a is b or bool(np.all((default if a is None else a) == (default if b is None else b)))

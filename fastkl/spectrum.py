@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastkl._spectrum_arrays import check_counts, check_range, count_array, eigenvalue_array, mean_array
+from fastkl._spectrum_arrays import check_counts, check_range, count_array, eigenvalue_array, mean_array, same
 from fastkl._validation import choice, integer, read_only, real_array, real_number
 
 __all__ = ["Spectrum", "as_spectrum"]
@@ -115,8 +115,8 @@ class Spectrum:
             return NotImplemented
         return (
             np.array_equal(self._eigenvalues, other._eigenvalues)
-            and _same(self._counts, other._counts, 1.0)
-            and _same(self._mean, other._mean, 0.0)
+            and same(self._counts, other._counts, 1.0)
+            and same(self._mean, other._mean, 0.0)
         )
 
     def __hash__(self) -> int:
@@ -403,8 +403,3 @@ def as_spectrum(name: str, value: Spectrum | ArrayLike) -> Spectrum:
     eigenvalues = real_array(name, value)
     check_range(name, eigenvalues)
     return Spectrum._trusted(eigenvalues.view(), None, None)  # no copy: it lives as long as the call
-
-
-def _same(a: _Array | None, b: _Array | None, default: float) -> bool:
-    """Whether two arrays of one length are equal, where None stands for an array of `default`."""
-    return a is b or bool(np.all((default if a is None else a) == (default if b is None else b)))

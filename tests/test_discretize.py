@@ -296,6 +296,16 @@ BAD = [
     (lambda: snap(None, [1.0]), TypeError, r"schedule: "),
     (lambda: snap(EDM, [1.0]), ValueError, r"schedule = .*must be discrete"),
     (lambda: uniform(LINEAR, 0), ValueError, r"steps = 0: must be at least 1"),
+    (
+        lambda: uniform(EDM, 10**400),
+        ValueError,
+        r"steps = an integer of more than 40 digits: must be at most",
+    ),
+    (
+        lambda: karras(EDM, 10, [7.0, True]),
+        TypeError,
+        r"rho\[1\] = True: must be a real number, not a boolean",
+    ),
     (lambda: uniform(LINEAR, 1001), ValueError, r"steps = 1001: must be at most 1000"),
     (lambda: power_uniform(LINEAR, 1001, 1.0), ValueError, r"steps = 1001"),
     (lambda: karras(LINEAR, 2.0), TypeError, r"steps: must be an integer"),
