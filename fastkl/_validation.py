@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.ma import MaskedArray
 from numpy.typing import NDArray
 
 __all__ = ["check_all", "choice", "decreasing", "integer", "read_only", "real_array", "real_number"]
@@ -27,7 +28,7 @@ def real_array(
     Integers and floats of any width and byte order are taken (a cast to float64 is exact up to 2**53); booleans,
     complex numbers, strings, objects, ragged lists and masked arrays are not.
     """
-    if isinstance(value, np.ma.MaskedArray):
+    if isinstance(value, MaskedArray):
         raise TypeError(
             f"{name}: must be a plain array of real numbers, got a masked array; fill or drop the mask"
         )

@@ -15,7 +15,7 @@ from numba.extending import intrinsic
 
 __all__ = ["as_bits", "entry_point", "fma", "from_bits", "kernel"]
 
-# Later versions of Numba get its own cache, which is safe everywhere, until the short cut has been tried on them.
+# The short cut of KernelCache relies on Numba's insides; versions that it was not tried on go the long way.
 SHORT_CUT_TRIED = (0, 61) <= tuple(numba.version_info[:2]) <= (0, 68)
 
 
@@ -41,17 +41,20 @@ class KernelCache(FunctionCache):
 
     def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__(function)
-        if SHORT_CUT_TRIED:
-            base = f"{self._impl.filename_base}-{SOURCES}"
-            self._cache_file = IndexDataCacheFile(self.cache_path, base, SOURCES)
+        base = f"{self._impl.filename_base}-{SOURCES}"
+        self._cache_file = IndexDataCacheFile(self.cache_path, base, SOURCES)
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
-        """Return compiled code for a signature, or None."""
-        if not SHORT_CUT_TRIED:
-            return super().load_overload(sig, target_context)
-        rtsys.initialize(target_context)
-        with self._guard_against_spurious_io_errors():
-            return self._load_overload(sig, target_context)
+        """Return compiled code for a signature, or None where there is none or the files are damaged."""
+        try:
+            if not SHORT_CUT_TRIED:
+                return super().load_overload(sig, target_context)
+            rtsys.initialize(target_context)
+            with self._guard_against_spurious_io_errors():
+                return self._load_overload(sig, target_context)
+        except Exception:  # unpickling a damaged file can raise nearly anything; compiling again mends it
+            self.flush()
+            return None
 
 
 def kernel(function: Callable[..., Any]) -> Any:
