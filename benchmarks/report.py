@@ -55,7 +55,11 @@ def main() -> int:
     text = path.read_text(encoding="utf-8")
     before, rest = text.split(BEGIN)
     after = rest.split(END)[1]
-    result = json.loads((ROOT / "benchmarks" / "results" / "cpu.json").read_text(encoding="utf-8"))
+    results = ROOT / "benchmarks" / "results" / "cpu.json"
+    if not results.exists():
+        print(f"{results} is missing: run python benchmarks/side_by_side.py", file=sys.stderr)
+        return 1
+    result = json.loads(results.read_text(encoding="utf-8"))
     updated = f"{before}{BEGIN}\n{report(result)}\n{END}{after}"
     if "--check" not in sys.argv[1:]:
         path.write_text(updated, encoding="utf-8")

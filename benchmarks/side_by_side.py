@@ -25,13 +25,12 @@ EIGENVALUES, CANDIDATES, ROUNDS = 10**6, 32, 7
 
 def spectrum(size: int) -> np.ndarray:
     """Log-normal eigenvalues."""
-    return np.exp(np.random.default_rng(1).normal(size=size))
+    return cases.log_normal(size)["eigenvalues"]
 
 
 def candidates(count: int, steps: int) -> np.ndarray:
     """Power-uniform levels from 80 to 0."""
-    powers = np.linspace(1.0, 7.0, count)[:, None]
-    return 80.0 * (1.0 - np.arange(steps + 1) / steps) ** powers
+    return cases.power_uniform(count, steps)
 
 
 def seconds(call: Callable[[], object]) -> float:

@@ -215,6 +215,24 @@ def test_rounding_errors_that_recur_in_every_octave_for_any_first_level(rng):
                 assert_accurate([eigenvalue], levels, "exact", metrics=("kl", "w2"))
 
 
+@pytest.mark.parametrize("first", [6.223629981277606, 6.256770466034542, 6.322360470439998])
+def test_rounding_errors_that_recur_in_every_chunk(first):
+    """An eigenvalue next to a power of two, far above nearly equal levels: Horner's rule rounds each chunk alike."""
+    last = 1.5541942732600025
+    levels = [first, *np.linspace(last * (1 + 0.0032120002084138305), last, 256)]
+    assert_accurate([16384.000007629395], levels, "exact")
+
+
+def test_rounding_errors_that_recur_in_every_chunk_for_any_levels(rng):
+    for _ in range(12):
+        steps, last = int(rng.choice([64, 256, 500])), 10 ** rng.uniform(-3, 1)
+        tail = last * np.linspace(1 + 10 ** rng.uniform(-4, -1), 1, steps)
+        eigenvalue = 2.0 ** rng.integers(12, 39) * (1 + 2.0 ** -rng.integers(5, 53))
+        for loss in 10 ** rng.uniform(-3.3, -2, 4):  # -log r of the first step, next to where pairs take over
+            first = math.sqrt(eigenvalue * loss) + tail[0]
+            assert_accurate([eigenvalue], [first, *tail], "exact", metrics=("kl", "w2"))
+
+
 @pytest.mark.parametrize("size", [1023, 1024, 1025, 2051])
 @pytest.mark.parametrize("prior", PRIORS)
 def test_full_tiles(rng, size, prior):

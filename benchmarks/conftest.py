@@ -1,6 +1,0 @@
-"""Benchmarks import the case table of the tests."""
-
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
