@@ -5,10 +5,10 @@
 
 import machine
 import pytest
-from fastkl.kernels import reference
 from side_by_side import candidates, spectrum
 
 import fastkl
+from fastkl.kernels import reference
 
 LARGEST_NUMPY = 2 * 10**7  # eigenvalue-steps of one NumPy round: about 0.1 s
 SIZES = (10**3, 10**4, 10**5, 10**6)

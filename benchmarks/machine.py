@@ -12,8 +12,9 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-from fastkl.kernels.compiling import fma
 from numba import njit
+
+from fastkl.kernels.compiling import fma
 
 ROOT = Path(__file__).resolve().parents[1]
 CHAIN = 32

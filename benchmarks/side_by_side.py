@@ -15,9 +15,12 @@ from pathlib import Path
 
 import machine
 import numpy as np
-from fastkl.kernels import reference
 
 import fastkl
+from fastkl.kernels import reference
+
+sys.path.append(str(machine.ROOT / "tests"))
+import cases
 
 RESULTS = Path(__file__).resolve().parent / "results"
 EIGENVALUES, CANDIDATES, ROUNDS = 10**6, 32, 7

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+
 from fastkl.kernels.compiling import entry_point, kernel
 from fastkl.kernels.ddim_horner import EXACT, FLOW, JEFFREYS, KL, TILE, VE, W2, excess, sum_tile
 from fastkl.kernels.pairs import pair_add, pair_divide, pair_multiply, pair_product

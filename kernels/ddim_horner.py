@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+
 from fastkl.kernels.compiling import as_bits, entry_point, fma, from_bits, kernel
 from fastkl.kernels.pairs import pair_add, pair_multiply, pair_product
 

@@ -125,6 +125,7 @@ BAD_OPTIONS = {
     "rtol": [
         (-1e-3, ValueError, [r"rtol = -0\.001", "at least 0"]),
         (1.0, ValueError, [r"rtol = 1\.0", "below 1"]),
+        (10**400, ValueError, ["rtol", "range of float64"]),
         (NAN, ValueError, ["rtol = nan", "finite"]),
         (INF, ValueError, ["rtol = inf", "finite"]),
         ("0", TypeError, ["rtol", "'0'"]),

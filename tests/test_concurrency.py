@@ -10,11 +10,11 @@ import subprocess
 import time
 from pathlib import Path
 
-import fastkl.kernels
 import pytest
 from processes import LIMIT, run, start
 
 import fastkl
+import fastkl.kernels
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 

@@ -25,6 +25,7 @@ PROMISED = {
     "divergence": set(),
     "output_variance": set(),
     "trajectory": set(),
+    "theory": {"best_gamma", "expansion", "geodesic_levels", "tangent_gamma"},
     "tangent_gamma": set(),
     "best_gamma": set(),
     "expansion": set(),

@@ -8,11 +8,11 @@ import mpmath
 import numpy as np
 import pytest
 from cases import METRICS, PRIORS
-from fastkl.kernels import compiling, ddim_compensated, ddim_horner, pairs
-from fastkl.kernels.ddim_horner import LANES, MAX_DEGREE, TILE
 from numba import njit
 
 from fastkl import _cpu
+from fastkl.kernels import compiling, ddim_compensated, ddim_horner, pairs
+from fastkl.kernels.ddim_horner import LANES, MAX_DEGREE, TILE
 
 CONTEXT = mpmath.MPContext()
 CONTEXT.dps = 80

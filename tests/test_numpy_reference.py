@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import reference as scalar
 from cases import METRICS, PRIORS, SCHEDULES, SMALL_SHAPES, SPECTRA
-from fastkl.kernels import reference as vectorised
 
 import fastkl
+from fastkl.kernels import reference as vectorised
 
 INF = math.inf
 
