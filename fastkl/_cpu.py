@@ -1,7 +1,6 @@
 """The CPU backend: cuts a validated problem into tasks, runs the kernels on them, and checks their accuracy.
 
-The fast kernel's rounding error is bounded per tile; tiles where it could matter are evaluated again in pairs of
-float64.
+The fast kernel's rounding error is bounded per tile; tiles where it could matter are evaluated again by slower kernels.
 """
 
 from __future__ import annotations
@@ -48,9 +47,9 @@ def decades(values: Array) -> float:
     return max(abs(math.log10(low)), abs(math.log10(high))) if high > 0.0 and low < math.inf else 0.0
 
 
-def chunk_degree(steps: int, span: float) -> int:
-    """Return the length of the chunks that a schedule is cut into: nearly equal, and none can overflow."""
-    longest = min(MAX_DEGREE, int(LARGEST_EXPONENT // max(span, 1.0)))
+def chunk_degree(steps: int, span: float, powers: int = 1) -> int:
+    """Return the length of nearly equal chunks of a schedule, `powers` of a polynomial to a step; none overflows."""
+    longest = min(MAX_DEGREE, int(LARGEST_EXPONENT // max(span, 1.0))) // powers
     return math.ceil(steps / math.ceil(steps / longest))
 
 
@@ -77,6 +76,7 @@ class Problem:
         self.by_products = counts is None and span <= CONTRACT_RANGE
         self.degree = chunk_degree(self.steps, span)
         self.chunks = math.ceil(self.steps / self.degree)
+        self.loss_degree = 2 * chunk_degree(self.steps, span, powers=2)
         work = self.candidates * self.steps * eigenvalues.size
         self.threads = threads if work > TASK_STEPS // 4 else 1
 
@@ -118,8 +118,8 @@ class Problem:
         out = np.empty(candidates.size)
 
         def task(i0: int, i1: int) -> None:
-            compensated_tile_sums(self.eigenvalues, self.weights, self.levels, self.prior, METRICS[metric],
-                                  candidates, tiles, i0, i1, out)  # fmt: skip
+            compensated_tile_sums(self.eigenvalues, self.weights, self.levels, self.prior, self.loss_degree,
+                                  METRICS[metric], candidates, tiles, i0, i1, out)  # fmt: skip
 
         length = max(1, TASK_STEPS // (16 * self.steps * min(TILE, self.eigenvalues.size)))
         run_all(task, ((i, min(i + length, out.size)) for i in range(0, out.size, length)), self.threads)

@@ -1,4 +1,4 @@
-"""How far rounding can move the fast kernel's sums: what decides which tiles are evaluated again in pairs."""
+"""How far rounding can move the fast kernel's sums: what decides which tiles are evaluated again."""
 
 from __future__ import annotations
 
@@ -21,15 +21,13 @@ BLOCK = TILE << 10  # elements multiplied at a time
 def error_bounds(sums: Array, scale: Array, steps: int, chunks: int, metric: str) -> Array:
     """Bound the rounding error of the fast kernel's tile sums.
 
-    The logarithm x of a ratio carries an error of at most `delta`, in units of 2**-53 the sum of two kinds. Independent
-    errors: 0.3 sqrt(8 N) root mean square as measured against 50 digits; taken at more than six times that. Errors that
-    could recur in every chunk of a geometric schedule: half a unit each for two coefficients, two last additions, a
-    quotient and a product, doubled by the square. With f the divergence as a function of x, |f'(x)| <= sqrt(2 f) + f
-    for the entropies, so the error of a tile is at most delta (sqrt(2 C F) + F) + delta^2 C by Cauchy-Schwarz, F the
-    tile's sum and C its weights. For w2 the relative error of both standard deviations is delta, and C is the sum of
-    weight times target variance.
+    The logarithm x of a ratio carries an error of at most `delta`: in units of 2**-53, one for each of the N multiply-
+    adds of both polynomials and four for each chunk (two coefficients, a quotient, a product), doubled by the square,
+    and a few more. With f the divergence as a function of x, |f'(x)| <= sqrt(2 f) + f for the entropies, so the error
+    of a tile is at most delta (sqrt(2 C F) + F) + delta^2 C by Cauchy-Schwarz, F the tile's sum and C its weights. For
+    w2 the relative error of both standard deviations is delta, and C is the sum of weight times target variance.
     """
-    delta = UNIT_ROUNDOFF * (2.0 * math.sqrt(8.0 * steps) + 6.0 * chunks + 8.0)
+    delta = UNIT_ROUNDOFF * (4.0 * steps + 8.0 * chunks + 8.0)
     first = 2.0 if metric == "w2" else math.sqrt(2.0)
     positive = np.maximum(sums, 0.0)
     return delta * (first * np.sqrt(scale * positive) + 2.0 * positive) + delta * delta * scale

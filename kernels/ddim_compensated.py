@@ -1,8 +1,9 @@
-"""Divergence of DDIM where the fast kernel loses digits: the ratio r = output/target variance in double-double.
+"""Divergence of DDIM where the fast kernel loses digits: from the steps' losses, and in pairs where those cancel.
 
-The divergence of an eigenvalue is about x^2/4 for x = -log r, so where r is near 1 (fine schedules, or a prior that
-happens to compensate what the steps lose) r - 1 is needed to many more digits than r. Here 1/r is a product of sums of
-exact products, each carried as an unevaluated pair of float64 (about 32 digits): no cancellation is left that matters.
+The divergence of an eigenvalue is about x^2/4 for x = -log r, so where r, output over target variance, is near 1 (fine
+schedules, or a prior that happens to compensate what the steps lose), r - 1 is needed to many more digits than r. The
+losses have them, unless the prior's mismatch cancels the losses: then 1/r is formed as a product of sums of exact
+products, each carried as an unevaluated pair of float64 (about 32 digits).
 
 The loops run over eigenvalues inside and over steps outside, so that the pair arithmetic is vectorised.
 """
@@ -15,6 +16,7 @@ import numpy as np
 
 from fastkl.kernels.compiling import entry_point, kernel
 from fastkl.kernels.ddim_horner import EXACT, FLOW, JEFFREYS, KL, TILE, VE, W2, excess, sum_tile
+from fastkl.kernels.ddim_losses import deviation_by_losses, expand_losses
 from fastkl.kernels.pairs import pair_add, pair_divide, pair_multiply, pair_product
 
 __all__ = ["compensated_tile_sums"]
@@ -116,21 +118,38 @@ def divergence_terms(x, weights, last, metric, q, z):
         z[j] *= weights[j]
 
 
+@kernel
+def deviation_by_pairs(x, levels, prior, top, bottom, ratio, z):
+    """Write q = 1/r to ratio[0] and q - 1 to z."""
+    gain_quotient(x, levels, top, bottom, ratio)
+    deviation(x, levels, prior, ratio, z)
+
+
 @entry_point
-def compensated_tile_sums(eigenvalues, weights, levels, prior, metric, candidates, tiles, i0, i1, out):
+def compensated_tile_sums(
+    eigenvalues, weights, levels, prior, degree, metric, candidates, tiles, i0, i1, out
+):
     """Write to out[i] the divergence of candidate candidates[i] summed over tile tiles[i], for i0 <= i < i1.
 
-    eigenvalues (d,); weights (d,), or ones (TILE,) that serve every tile; levels (M, N+1).
+    eigenvalues (d,); weights (d,), or ones (TILE,) that serve every tile; levels (M, N+1); degree, even, of the losses'
+    polynomials: two for each step of a chunk.
     """
     top, bottom, ratio = np.empty((2, TILE)), np.empty((2, TILE)), np.empty((2, TILE))
     z = np.empty(TILE)
+    steps, length = levels.shape[1] - 1, degree // 2
+    loss = np.empty(((steps + length - 1) // length, degree + 1))
+    base = np.empty_like(loss)
+    expanded = -1
     for i in range(i0, i1):
         m = candidates[i]
+        if m != expanded:
+            expand_losses(levels[m], loss, base)
+            expanded = m
         begin = tiles[i] * TILE
         end = min(begin + TILE, eigenvalues.size)
         x = eigenvalues[begin:end]
         w = weights[begin:end] if weights.size == eigenvalues.size else weights[: end - begin]
-        gain_quotient(x, levels[m], top, bottom, ratio)
-        deviation(x, levels[m], prior, ratio, z)
-        divergence_terms(x, w, levels[m, levels.shape[1] - 1], metric, ratio[0], z)
+        if deviation_by_losses(x, levels[m], prior, loss, base, top[0], top[1], ratio[0], z) > 0:
+            deviation_by_pairs(x, levels[m], prior, top, bottom, ratio, z)
+        divergence_terms(x, w, levels[m, steps], metric, ratio[0], z)
         out[i] = sum_tile(z, x.size)

@@ -100,7 +100,6 @@ def _horner(degree, first, final):
     The arguments are constants of the compiled code: the inner loop is unrolled and the outer one vectorised.
     """
 
-    @kernel
     def horner(x, top, bottom, chunk, k0, a, b):
         for j in range(x.size):
             u = top[chunk, 0] if first else a[j]
@@ -114,7 +113,12 @@ def _horner(degree, first, final):
                 a[j] = u
                 b[j] = w
 
-    return horner
+    # Numba tells functions of one name apart by numbers that differ between processes, and code from disk brings the
+    # numbers of the process that wrote it: under one name, one variant could stand in for another (seen).
+    horner.__name__ = horner.__qualname__ = (
+        f"horner_{degree}_{'first' if first else 'next'}_{'final' if final else ''}"
+    )
+    return kernel(horner)
 
 
 _whole1, _whole2, _whole3, _whole4 = (_horner(degree, True, True) for degree in (1, 2, 3, 4))

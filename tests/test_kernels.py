@@ -336,7 +336,8 @@ def compensated_sums(eigenvalues, weights, levels, metric, prior):
     used = np.ones(TILE) if weights is None else weights
     ddim_compensated.compensated_tile_sums(
         _cpu.read_only(eigenvalues), _cpu.read_only(used), _cpu.read_only(levels), ddim_horner.PRIORS[prior],
-        ddim_horner.METRICS[metric], candidates, tiles, 0, candidates.size, out)  # fmt: skip
+        2 * _cpu.chunk_degree(levels.shape[1] - 1, 12.0, 2), ddim_horner.METRICS[metric], candidates, tiles,
+        0, candidates.size, out)  # fmt: skip
     return out.reshape(shape)
 
 
