@@ -50,7 +50,7 @@ def rate_row(steps: int, threads: int) -> dict[str, float]:
     fastkl.divergence(values, levels, num_threads=threads)
     rows = []
     for _ in range(ROUNDS):
-        peak = machine.multiply_add_rate(threads, rounds=1)
+        peak = machine.multiply_add_rate(threads, rounds=2)
         ours = seconds(lambda: fastkl.divergence(values, levels, num_threads=threads))
         numpy_seconds = seconds(lambda: reference.divergence(values, few)) * CANDIDATES / len(few)
         pairs = EIGENVALUES * CANDIDATES * steps
