@@ -42,9 +42,9 @@ def report(result: dict) -> str:
         "eigenvalue-steps/s a thread.",
         "",
         f"`import fastkl` takes {startup['import_s'] * 1e3:.0f} ms; the first `divergence` in a process "
-        f"{startup['first_call_warm_cache_s']:.2f} s with compiled",
-        f"kernels on disk and {startup['first_call_cold_cache_s']:.0f} s without (once per installation); a later small "
-        f"call {startup['later_call_s'] * 1e6:.0f} us.",
+        f"{startup['first_call_warm_cache_s']:.2f} s with compiled kernels",
+        f"on disk and {startup['first_call_cold_cache_s']:.0f} s without (once per installation); a later small call "
+        f"{startup['later_call_s'] * 1e6:.0f} us.",
         "",
         f"Machine: {result['cpu']}, {result['cpus']} CPUs, {result['system']}, Python {result['python']}; {versions}.",
         f"Measured {result['date']} at commit {result['commit'][:12]}. GPU: not measured (no GPU kernels yet).",

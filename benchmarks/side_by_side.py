@@ -23,7 +23,7 @@ sys.path.append(str(machine.ROOT / "tests"))
 import cases
 
 RESULTS = Path(__file__).resolve().parent / "results"
-EIGENVALUES, CANDIDATES, ROUNDS = 10**6, 32, 7
+EIGENVALUES, CANDIDATES, ROUNDS = 10**6, 32, 15
 
 
 def spectrum(size: int) -> np.ndarray:

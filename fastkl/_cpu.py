@@ -31,7 +31,7 @@ Integers = NDArray[np.intp]
 
 CONTRACT_RANGE = 12.0  # decades to either side of 1; inside, products of eight ratios cannot overflow
 LARGEST_EXPONENT = 290.0
-TASK_STEPS = 1 << 23  # (eigenvalue, step) pairs of one task: about a millisecond
+TASK_STEPS = 1 << 22  # (eigenvalue, step) pairs of one task: about half a millisecond
 COEFFICIENT_BYTES = 1 << 18  # of one task's polynomials: they are to stay in the L2 cache
 PARTIAL_SUMS = 1 << 18  # tile sums held at a time
 BLOCK = TILE << 10  # eigenvalues whose weights are formed at a time
@@ -78,7 +78,7 @@ class Problem:
         self.chunks = math.ceil(self.steps / self.degree)
         self.loss_degree = 2 * chunk_degree(self.steps, span, powers=2)
         work = self.candidates * self.steps * eigenvalues.size
-        self.threads = threads if work > TASK_STEPS // 4 else 1
+        self.threads = threads if work > TASK_STEPS // 2 else 1
 
     def blocks(self) -> Iterator[tuple[int, int]]:
         """Cut the candidates so that a block's tile sums have a bounded size."""
