@@ -31,7 +31,10 @@ Integers = NDArray[np.intp]
 
 CONTRACT_RANGE = 12.0  # decades to either side of 1; inside, products of eight ratios cannot overflow
 LARGEST_EXPONENT = 290.0
-TASK_STEPS = 1 << 22  # (eigenvalue, step) pairs of one task: about half a millisecond
+TASK_STEPS = 1 << 26  # most (eigenvalue, step) pairs of one task: some milliseconds
+TASKS_PER_THREAD = 8
+FEWEST_TILES = 32  # of a task, where there are as many
+THREADS_PAY = 1 << 21  # (eigenvalue, step) pairs from which on threads are worth starting
 COEFFICIENT_BYTES = 1 << 18  # of one task's polynomials: they are to stay in the L2 cache
 PARTIAL_SUMS = 1 << 18  # tile sums held at a time
 BLOCK = TILE << 10  # eigenvalues whose weights are formed at a time
@@ -78,7 +81,7 @@ class Problem:
         self.chunks = math.ceil(self.steps / self.degree)
         self.loss_degree = 2 * chunk_degree(self.steps, span, powers=2)
         work = self.candidates * self.steps * eigenvalues.size
-        self.threads = threads if work > TASK_STEPS // 2 else 1
+        self.threads = threads if work > THREADS_PAY else 1
 
     def blocks(self) -> Iterator[tuple[int, int]]:
         """Cut the candidates so that a block's tile sums have a bounded size."""
@@ -89,12 +92,16 @@ class Problem:
     def run(self, function: Callable[[int, int, int, int], None], m0: int, m1: int) -> None:
         """Call function(i0, i1, t0, t1) for tasks that cover candidates m0 to m1 and all tiles.
 
-        Results do not depend on the cut.
+        A task expands the polynomials of its candidates, which costs about as much as a tile: so a task has many
+        tiles where there are many. Results do not depend on the cut.
         """
-        candidates, one_block = m1 - m0, self.threads if self.tiles < 16 else 1
+        wanted = TASKS_PER_THREAD * self.threads
         coefficients = 16 * self.chunks * (self.degree + 1)
-        group = max(1, min(COEFFICIENT_BYTES // coefficients, math.ceil(candidates / one_block)))
-        row = max(8, TASK_STEPS // (group * self.steps * TILE))
+        groups = math.ceil((m1 - m0) * coefficients / COEFFICIENT_BYTES)
+        pieces = max(1, min(math.ceil(wanted / groups), self.tiles // FEWEST_TILES))
+        group = math.ceil((m1 - m0) / max(groups, math.ceil(wanted / pieces) if self.threads > 1 else 1))
+        longest = max(FEWEST_TILES, TASK_STEPS // (group * self.steps * TILE))
+        row = min(math.ceil(self.tiles / pieces), longest)
         tasks = (
             (i0, min(i0 + group, m1), t0, min(t0 + row, self.tiles))
             for i0 in range(m0, m1, group)
@@ -121,7 +128,7 @@ class Problem:
             compensated_tile_sums(self.eigenvalues, self.weights, self.levels, self.prior, self.loss_degree,
                                   METRICS[metric], candidates, tiles, i0, i1, out)  # fmt: skip
 
-        length = max(1, TASK_STEPS // (16 * self.steps * min(TILE, self.eigenvalues.size)))
+        length = max(1, THREADS_PAY // (8 * self.steps * min(TILE, self.eigenvalues.size)))
         run_all(task, ((i, min(i + length, out.size)) for i in range(0, out.size, length)), self.threads)
         return out
 
