@@ -21,12 +21,12 @@ import numpy as np
 
 from fastkl.kernels.compiling import as_bits, entry_point, fma, from_bits, kernel
 from fastkl.kernels.pairs import pair_add, pair_multiply, pair_product
+from fastkl.kernels.quotients import MAX_DEGREE, quotient_to_degree_8, quotient_to_degree_16
 
 __all__ = ["MAX_DEGREE", "METRICS", "PRIORS", "TILE", "level_variances", "tile_sums", "variances"]
 
 TILE = 1024
 LANES = 128  # a tile is 8 rows of LANES: one partial sum or product a lane
-MAX_DEGREE = 16
 # A metric is an integer for the kernels; the last three are the terms that a non-zero mean adds.
 METRICS = {"kl": 0, "reverse_kl": 1, "jeffreys": 2, "w2": 3, "mean_kl": 4, "mean_reverse_kl": 5, "mean_w2": 6}
 KL, REVERSE_KL, JEFFREYS, W2, MEAN_KL, MEAN_REVERSE_KL, MEAN_W2 = range(7)
@@ -92,85 +92,6 @@ def expand(levels, prior, degree, q, p):
                 multiply_by_factor(lower, used, 1.0, here, here)
         q[chunk] = upper[0]
         p[chunk] = lower[0]
-
-
-def _horner(degree, first, final):
-    """Return a kernel that takes two polynomials `degree` powers further by Horner's rule and, at last, divides them.
-
-    The arguments are constants of the compiled code: the inner loop is unrolled and the outer one vectorised.
-    """
-
-    def horner(x, top, bottom, chunk, k0, a, b):
-        for j in range(x.size):
-            u = top[chunk, 0] if first else a[j]
-            w = bottom[chunk, 0] if first else b[j]
-            for k in range(degree):
-                u = fma(u, x[j], top[chunk, k0 + k])
-                w = fma(w, x[j], bottom[chunk, k0 + k])
-            if final:
-                a[j] = u / w
-            else:
-                a[j] = u
-                b[j] = w
-
-    # Numba tells functions of one name apart by numbers that differ between processes, and code from disk brings the
-    # numbers of the process that wrote it: under one name, one variant could stand in for another (seen).
-    horner.__name__ = horner.__qualname__ = (
-        f"horner_{degree}_{'first' if first else 'next'}_{'final' if final else ''}"
-    )
-    return kernel(horner)
-
-
-_whole1, _whole2, _whole3, _whole4 = (_horner(degree, True, True) for degree in (1, 2, 3, 4))
-_whole5, _whole6, _whole7, _whole8 = (_horner(degree, True, True) for degree in (5, 6, 7, 8))
-_start8 = _horner(8, True, False)
-_last1, _last2, _last3, _last4 = (_horner(degree, False, True) for degree in (1, 2, 3, 4))
-_last5, _last6, _last7, _last8 = (_horner(degree, False, True) for degree in (5, 6, 7, 8))
-
-
-@kernel
-def quotient_to_degree_8(x, top, bottom, chunk, a, b):
-    """Write top(x)/bottom(x), of the same degree 1 to 8, to a."""
-    degree = top.shape[1] - 1
-    if degree == 1:
-        _whole1(x, top, bottom, chunk, 1, a, b)
-    elif degree == 2:
-        _whole2(x, top, bottom, chunk, 1, a, b)
-    elif degree == 3:
-        _whole3(x, top, bottom, chunk, 1, a, b)
-    elif degree == 4:
-        _whole4(x, top, bottom, chunk, 1, a, b)
-    elif degree == 5:
-        _whole5(x, top, bottom, chunk, 1, a, b)
-    elif degree == 6:
-        _whole6(x, top, bottom, chunk, 1, a, b)
-    elif degree == 7:
-        _whole7(x, top, bottom, chunk, 1, a, b)
-    else:
-        _whole8(x, top, bottom, chunk, 1, a, b)
-
-
-@kernel
-def quotient_to_degree_16(x, top, bottom, chunk, a, b):
-    """Write top(x)/bottom(x), of the same degree 9 to 16, to a."""
-    degree = top.shape[1] - 1
-    _start8(x, top, bottom, chunk, 1, a, b)
-    if degree == 9:
-        _last1(x, top, bottom, chunk, 9, a, b)
-    elif degree == 10:
-        _last2(x, top, bottom, chunk, 9, a, b)
-    elif degree == 11:
-        _last3(x, top, bottom, chunk, 9, a, b)
-    elif degree == 12:
-        _last4(x, top, bottom, chunk, 9, a, b)
-    elif degree == 13:
-        _last5(x, top, bottom, chunk, 9, a, b)
-    elif degree == 14:
-        _last6(x, top, bottom, chunk, 9, a, b)
-    elif degree == 15:
-        _last7(x, top, bottom, chunk, 9, a, b)
-    else:
-        _last8(x, top, bottom, chunk, 9, a, b)
 
 
 @kernel

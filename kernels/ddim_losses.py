@@ -13,7 +13,8 @@ from __future__ import annotations
 import math
 
 from fastkl.kernels.compiling import fma, kernel
-from fastkl.kernels.ddim_horner import EXACT, FLOW, VE, quotient_to_degree_8, quotient_to_degree_16
+from fastkl.kernels.ddim_horner import EXACT, FLOW, VE
+from fastkl.kernels.quotients import quotient_to_degree_8, quotient_to_degree_16
 
 __all__ = ["deviation_by_losses", "expand_losses"]
 
