@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from fastkl._rounding import RELATIVE_ERROR, error_bounds, tile_totals
+from fastkl._rounding import BLOCK, RELATIVE_ERROR, error_bounds, tile_totals
 from fastkl._threads import run_all
 from fastkl.kernels.ddim_compensated import compensated_tile_sums
 from fastkl.kernels.ddim_horner import (
@@ -37,7 +37,6 @@ FEWEST_TILES = 32  # of a task, where there are as many
 THREADS_PAY = 1 << 21  # (eigenvalue, step) pairs from which on threads are worth starting
 COEFFICIENT_BYTES = 1 << 18  # of one task's polynomials: they are to stay in the L2 cache
 PARTIAL_SUMS = 1 << 18  # tile sums held at a time
-BLOCK = TILE << 10  # eigenvalues whose weights are formed at a time
 
 
 def decades(values: Array) -> float:
@@ -121,7 +120,7 @@ class Problem:
         return out
 
     def compensated_sums(self, metric: str, candidates: Integers, tiles: Integers) -> Array:
-        """Return the tile sums of pairs (candidate, tile) in pair arithmetic."""
+        """Return the sums of tiles[i] for candidates[i] from the kernels that keep more digits."""
         out = np.empty(candidates.size)
 
         def task(i0: int, i1: int) -> None:
@@ -167,7 +166,7 @@ def mean_term(
     prior: str,
     threads: int,
 ) -> Array:
-    """Return what a mean adds to kl, reverse_kl or w2; undefined where the first level is inf."""
+    """Return what a mean adds to reverse_kl, w2, or `exact` kl; undefined where the first level is inf."""
     out = np.zeros(levels.shape[0])
     for begin in range(0, eigenvalues.size, BLOCK):
         part = slice(begin, begin + BLOCK)

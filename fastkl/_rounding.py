@@ -9,13 +9,13 @@ from numpy.typing import NDArray
 
 from fastkl.kernels.ddim_horner import TILE
 
-__all__ = ["RELATIVE_ERROR", "error_bounds", "tile_totals"]
+__all__ = ["BLOCK", "RELATIVE_ERROR", "error_bounds", "tile_totals"]
 
 Array = NDArray[np.float64]
 
 UNIT_ROUNDOFF = 2.0**-53
 RELATIVE_ERROR = 5e-11  # what rounding in the fast kernel may contribute; the contract is 1e-10
-BLOCK = TILE << 10  # elements multiplied at a time
+BLOCK = TILE << 10  # eigenvalues whose weights are formed at a time
 
 
 def error_bounds(sums: Array, scale: Array, steps: int, chunks: int, metric: str) -> Array:

@@ -42,8 +42,7 @@ def warmup() -> float:
         for prior in ("vp", "exact"):
             for spectrum in (plain, full):
                 divergence(spectrum, coarse, metric, prior=prior)
-                divergence(spectrum, fine, metric, prior=prior)  # one candidate and two: other memory layouts
-                divergence(spectrum, np.array([fine, fine]), metric, prior=prior)
+                divergence(spectrum, fine, metric, prior=prior)
     output_variance(plain, coarse)
     trajectory(plain, coarse)
     return time.perf_counter() - began

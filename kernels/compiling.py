@@ -1,4 +1,4 @@
-"""How kernels are compiled: one decorator, and the two machine instructions that Python has no operator for."""
+"""How kernels are compiled and kept on disk, and the machine instructions that Python has no operator for."""
 
 from __future__ import annotations
 

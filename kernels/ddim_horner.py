@@ -29,9 +29,9 @@ TILE = 1024
 LANES = 128  # a tile is 8 rows of LANES: one partial sum or product a lane
 # A metric is an integer for the kernels; the last three are the terms that a non-zero mean adds.
 METRICS = {"kl": 0, "reverse_kl": 1, "jeffreys": 2, "w2": 3, "mean_kl": 4, "mean_reverse_kl": 5, "mean_w2": 6}
-KL, REVERSE_KL, JEFFREYS, W2, MEAN_KL, MEAN_REVERSE_KL, MEAN_W2 = range(7)
+KL, REVERSE_KL, JEFFREYS, W2, MEAN_KL, MEAN_REVERSE_KL, MEAN_W2 = METRICS.values()
 PRIORS = {"vp": 0, "ve": 1, "flow": 2, "exact": 3}
-VP, VE, FLOW, EXACT = range(4)
+VP, VE, FLOW, EXACT = PRIORS.values()
 # Below this mean of q - 1 - log q, logarithms of products lose digits that the elementwise form keeps.
 SMALL_EXCESS = 1e-4
 
@@ -243,12 +243,10 @@ def distance_terms(x, weights, levels, prior, exact, metric, terms):
 
 
 @kernel
-def mean_kl_terms(x, weights, first, prior, terms):
-    """Write the terms of the mean's share of kl, weight/(2 v0), to terms."""
-    deviation = start_deviation(first, prior)
+def mean_kl_terms(x, weights, first, terms):
+    """Write the terms of the mean's share of kl, weight/(2 v0), for the prior `exact`; the others need no loop."""
     for j in range(x.size):
-        variance = x[j] + first * first if prior == EXACT else deviation * deviation
-        terms[j] = 0.5 * weights[j] / variance
+        terms[j] = 0.5 * weights[j] / (x[j] + first * first)
 
 
 @kernel
@@ -256,7 +254,7 @@ def tile_sum(x, weights, by_products, levels, q, p, prior, metric, a, b, terms):
     """Return one candidate's divergence summed over one tile of eigenvalues."""
     exact = prior == EXACT and not math.isinf(levels[0])
     if metric == MEAN_KL:
-        mean_kl_terms(x, weights, levels[0], prior, terms)
+        mean_kl_terms(x, weights, levels[0], terms)
         return sum_tile(terms, x.size)
     if metric >= W2:
         quotient(x, q, p, a, b, terms)
