@@ -54,11 +54,12 @@ class Spectrum(SpectrumSources):
     (4, 3.5)
     """
 
-    __slots__ = ("_counts", "_eigenvalues", "_mean")
+    __slots__ = ("_counts", "_eigenvalues", "_mean", "_rtol")
 
     _eigenvalues: _Array
     _counts: _Array | None
     _mean: _Array | None
+    _rtol: float
 
     def __init__(
         self, eigenvalues: ArrayLike, counts: ArrayLike | None = None, mean: ArrayLike | None = None
@@ -66,14 +67,18 @@ class Spectrum(SpectrumSources):
         self._eigenvalues = read_only(eigenvalue_array("eigenvalues", eigenvalues))
         self._counts = None if counts is None else read_only(count_array(counts, len(self)))
         self._mean = None if mean is None else read_only(mean_array(mean, len(self)))
+        self._rtol = 0.0
 
     @classmethod
-    def _trusted(cls, eigenvalues: _Array, counts: _Array | None, mean: _Array | None) -> Spectrum:
+    def _trusted(
+        cls, eigenvalues: _Array, counts: _Array | None, mean: _Array | None, rtol: float = 0.0
+    ) -> Spectrum:
         """Take ownership of arrays that are known to be valid: no copy, no checks."""
         spectrum = cls.__new__(cls)
         spectrum._eigenvalues = read_only(eigenvalues)
         spectrum._counts = None if counts is None else read_only(counts)
         spectrum._mean = None if mean is None else read_only(mean)
+        spectrum._rtol = rtol
         return spectrum
 
     @property
@@ -90,6 +95,11 @@ class Spectrum(SpectrumSources):
     def mean(self) -> _Array | None:
         """Mean along each direction, shape (d,), read-only; None for a zero mean."""
         return self._mean
+
+    @property
+    def rtol(self) -> float:
+        """Relative error that this spectrum's nodes may add to a divergence; 0 unless they stand for others."""
+        return self._rtol
 
     @property
     def dim(self) -> int | float:
@@ -124,7 +134,7 @@ class Spectrum(SpectrumSources):
         return hash((len(self), self.total_variance))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self)._trusted, (self._eigenvalues, self._counts, self._mean)
+        return type(self)._trusted, (self._eigenvalues, self._counts, self._mean, self._rtol)
 
     def __repr__(self) -> str:
         zeros = len(self) - int(np.count_nonzero(self._eigenvalues))
@@ -137,6 +147,7 @@ class Spectrum(SpectrumSources):
         ]
         parts += [f"{zeros} zero"] if zeros else []
         parts += ["with mean"] if self._mean is not None else []
+        parts += [f"rtol={self._rtol:.2g}"] if self._rtol else []
         return f"<Spectrum: {', '.join(parts)}>"
 
     def merged(self) -> Spectrum:
@@ -171,7 +182,7 @@ class Spectrum(SpectrumSources):
         mean = None if self._mean is None else self._mean[first]
         counts = np.add.reduceat(counts, starts)[appearance]
         check_counts("merged counts", counts)
-        return self._trusted(values[first], counts, mean)
+        return self._trusted(values[first], counts, mean, self._rtol)
 
     def floored(self, floor: float) -> Spectrum:
         """Add isotropic noise of variance `floor` to the data: every eigenvalue grows by it.
@@ -204,7 +215,7 @@ class Spectrum(SpectrumSources):
             return self
         eigenvalues = self._eigenvalues + floor
         check_range("eigenvalues + floor", eigenvalues)
-        return self._trusted(eigenvalues, self._counts, self._mean)
+        return self._trusted(eigenvalues, self._counts, self._mean, self._rtol)
 
     @classmethod
     def power_law(cls, dim: int, exponent: float, mean_variance: float = 1.0) -> Spectrum:
