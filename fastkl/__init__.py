@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from fastkl import discretize, theory
     from fastkl._warmup import warmup
     from fastkl.evaluate import divergence, output_variance, trajectory
+    from fastkl.moments import SpectrumMoments
     from fastkl.schedule import NoiseSchedule
     from fastkl.spectrum import Spectrum
     from fastkl.theory import best_gamma, expansion, tangent_gamma
@@ -21,6 +22,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "NoiseSchedule": "fastkl.schedule",
     "Spectrum": "fastkl.spectrum",
+    "SpectrumMoments": "fastkl.moments",
     "best_gamma": "fastkl.theory",
     "divergence": "fastkl.evaluate",
     "expansion": "fastkl.theory",
@@ -30,8 +32,8 @@ _HOMES = {
     "warmup": "fastkl._warmup",
 }
 
-__all__ = ["NoiseSchedule", "Spectrum", "__version__", "best_gamma", "discretize", "divergence", "expansion",
-           "output_variance", "tangent_gamma", "theory", "trajectory", "warmup"]  # fmt: skip
+__all__ = ["NoiseSchedule", "Spectrum", "SpectrumMoments", "__version__", "best_gamma", "discretize", "divergence",
+           "expansion", "output_variance", "tangent_gamma", "theory", "trajectory", "warmup"]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
