@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastkl._dispatch import GUARD
 from fastkl._mapped import release
-from fastkl._spectrum_arrays import check_counts, check_mean, check_range
+from fastkl._spectrum_arrays import check_counts, check_mean, check_range, whole
 from fastkl._threads import thread_count
 from fastkl._validation import real_array, real_number
 from fastkl.spectrum import Spectrum
@@ -34,8 +34,9 @@ class SpectrumMoments:
     of the eigenvalues in it, t their place within the cell: all that any divergence needs to know of them, to about
     13 digits. Moments of parts add up to the moments of the whole, on one machine or on many.
 
-    The moments have 16 digits: of a cluster of eigenvalues that differ by 1e-4 of themselves, say, they tell the variance
-    to 1e-8 of it. That matters only where a prior's mismatch cancels what the steps lose within the cluster itself.
+    The moments have 16 digits: of a cluster of eigenvalues that differ by 1e-4 of themselves, say, they tell the
+    variance to 1e-8 of it. That matters only where a prior's mismatch cancels what the steps lose within the cluster
+    itself.
 
     Examples
     --------
@@ -216,8 +217,7 @@ class SpectrumMoments:
     @property
     def dim(self) -> int | float:
         """Number of directions so far: the sum of the counts, an int where that is whole."""
-        total = self._zeros + (0.0 if self._counts is None else float(self._counts[:, 0].sum()))
-        return int(total) if total.is_integer() else total
+        return whole(self._zeros + (0.0 if self._counts is None else float(self._counts[:, 0].sum())))
 
     def spectrum(self, rtol: float = 1e-10) -> Spectrum:
         """Return a spectrum of few nodes that stands for all eigenvalues added so far.
