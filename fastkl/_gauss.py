@@ -11,38 +11,51 @@ __all__ = ["Jacobi", "cell_rules"]
 Array = NDArray[np.float64]
 
 RANK = 3e-15  # share of a cell's weight below which the norm of a polynomial is rounding
+OUTSIDE = 1e-10  # how far beyond its cell a node may be for rounding
 BREAKDOWN = 1e-14  # share of the support's width below which a recurrence coefficient is rounding
 
 
 def cell_rules(moments: Array) -> tuple[Array, Array]:
     """Return nodes in [-1, 1] and weights, each (cells, n), of measures with the Chebyshev moments (cells, 2n).
 
+    Measures on fewer than n points, up to rounding, have rules of fewer nodes: those left over have weight 0.
+    """
+    jacobi, rank = cell_jacobi(moments)
+    positions = np.arange(jacobi.shape[1])
+    while True:
+        dropped = positions >= rank[:, None]
+        jacobi[dropped] = 0.0  # rows; the solver reads the lower triangle
+        nodes, vectors = np.linalg.eigh(jacobi)
+        outside = np.abs(nodes).max(axis=1) > 1.0 + OUTSIDE
+        if not outside.any():
+            return np.clip(nodes, -1.0, 1.0), moments[:, :1] * np.square(vectors[:, 0, :])
+        rank[outside] -= 1
+
+
+def cell_jacobi(moments: Array) -> tuple[Array, NDArray[np.intp]]:
+    """Return the Jacobi matrices (lower triangles) and how many of their rows are not rounding.
+
     Cholesky's factor L of the Gram matrix <T_i, T_j> orthogonalises the Chebyshev polynomials one after the other,
-    which keeps the low moments to the last digit, and with c_0 = 1, c_k = 1/2 gives the Jacobi matrix: beside the
-    diagonal c_k L_k+1,k+1 / L_kk, on it c_k L_k+1,k / L_kk - c_k-1 L_k,k-1 / L_k-1,k-1. Where a polynomial's norm is
-    rounding, as for measures on fewer than n points, the rule ends: the nodes left over have weight 0.
+    which keeps the low moments to the last digit, and with c_0 = 1, c_k = 1/2 gives the matrix: on its diagonal
+    c_k L_k+1,k / L_kk - c_k-1 L_k,k-1 / L_k-1,k-1, beside it c_k L_k+1,k+1 / L_kk.
     """
     n = moments.shape[1] // 2
     total = moments[:, 0]
     i, j = np.indices((n + 1, n))
     factor = 0.5 * (moments[:, i + j] + moments[:, abs(i - j)])
-    rising = np.where(np.arange(n) == 0, 1.0, 0.5)
-    jacobi = np.zeros((len(moments), n, n))
-    alive = np.ones(len(moments), dtype=np.bool_)
+    jacobi, rank = np.zeros((len(moments), n, n)), np.zeros(len(moments), dtype=np.intp)
     before, ratio_before = np.sqrt(total), np.zeros(len(moments))
     for k in range(n):
         rest = factor[:, k:, k] - np.einsum("cij,cj->ci", factor[:, k:, :k], factor[:, k, :k])
+        rank += (rank == k) & (rest[:, 0] > RANK * total)
         norm = np.sqrt(np.maximum(rest[:, 0], RANK * total))
         factor[:, k:, k] = rest / norm[:, None]
-        ratio = rising[k] * factor[:, k + 1, k] / norm
-        diagonal = ratio - ratio_before
-        alive &= (rest[:, 0] > RANK * total) & (abs(diagonal) <= 1.0)
-        jacobi[:, k, k] = np.where(alive, diagonal, 0.0)
+        ratio = (0.5 if k else 1.0) * factor[:, k + 1, k] / norm
+        jacobi[:, k, k] = ratio - ratio_before
         if k > 0:
-            jacobi[:, k, k - 1] = np.where(alive, rising[k - 1] * norm / before, 0.0)
+            jacobi[:, k, k - 1] = (0.5 if k > 1 else 1.0) * norm / before
         before, ratio_before = norm, ratio
-    nodes, vectors = np.linalg.eigh(jacobi)  # reads the lower triangle
-    return np.clip(nodes, -1.0, 1.0), total[:, None] * np.square(vectors[:, 0, :])
+    return jacobi, rank
 
 
 class Jacobi:
