@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fastkl import discretize, theory
+    from fastkl._search import SearchResult, search
     from fastkl._warmup import warmup
     from fastkl.evaluate import divergence, output_variance, trajectory
     from fastkl.moments import SpectrumMoments
@@ -21,19 +22,22 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "NoiseSchedule": "fastkl.schedule",
+    "SearchResult": "fastkl._search",
     "Spectrum": "fastkl.spectrum",
     "SpectrumMoments": "fastkl.moments",
     "best_gamma": "fastkl.theory",
     "divergence": "fastkl.evaluate",
     "expansion": "fastkl.theory",
     "output_variance": "fastkl.evaluate",
+    "search": "fastkl._search",
     "tangent_gamma": "fastkl.theory",
     "trajectory": "fastkl.evaluate",
     "warmup": "fastkl._warmup",
 }
 
-__all__ = ["NoiseSchedule", "Spectrum", "SpectrumMoments", "__version__", "best_gamma", "discretize", "divergence",
-           "expansion", "output_variance", "tangent_gamma", "theory", "trajectory", "warmup"]  # fmt: skip
+__all__ = ["NoiseSchedule", "SearchResult", "Spectrum", "SpectrumMoments", "__version__", "best_gamma", "discretize",
+           "divergence", "expansion", "output_variance", "search", "tangent_gamma", "theory", "trajectory",
+           "warmup"]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
