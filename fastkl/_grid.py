@@ -16,7 +16,6 @@ Array = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
 SPACING = 0.02  # of the table of G in log s^2: interpolation of degree five is then right to rounding
-BLOCK = 1 << 19  # logarithms formed at a time
 
 
 def fixed(array: Any, dtype: Any = np.float64) -> Any:
@@ -27,50 +26,59 @@ def fixed(array: Any, dtype: Any = np.float64) -> Any:
 
 
 class Grid:
-    """Levels in descending order, the first perhaps inf, and the steps between them that a path may take."""
+    """Levels in descending order, the first perhaps inf, and the steps between them that a path may take.
 
-    def __init__(self, levels: Array, visit: Integers, min_spacing: int) -> None:
+    For every eigenvalue log(lambda + exp(x)) is tabulated once: weighted sums of the tables are what a path is priced
+    by.
+    """
+
+    def __init__(self, levels: Array, visit: Integers, min_spacing: int, eigenvalues: Array) -> None:
         self.levels = levels
         with np.errstate(divide="ignore"):
             self.x = fixed(2.0 * np.log(levels))
         size = len(levels)
         index = np.arange(size)
-        following = np.append(visit, size)[
+        must_come = np.append(visit, size)[
             np.searchsorted(visit, index, side="right")
-        ]  # the next level to be visited
-        self.reach = fixed(
-            np.stack([np.minimum(index + min_spacing, size), np.minimum(following + 1, size)], axis=1),
-            np.int64,
-        )
-        self.may_end = following == size
+        ]  # the next one to be visited
+        reach = np.minimum(np.stack([index + min_spacing, must_come + 1], axis=1), size)
+        self.reach = fixed(reach, np.int64)
+        self.may_end = must_come == size
         self.may_start = index <= (visit[0] if len(visit) else size)
+        finite = self.x[np.isfinite(self.x)]
+        intervals = max(2, math.ceil((finite[0] - finite[-1]) / SPACING))
+        self.low, self.spacing = float(finite[-1]), float((finite[0] - finite[-1]) / intervals) or 1.0
+        places = self.low + self.spacing * np.arange(intervals + 1)
+        self._tables = logarithms(places, eigenvalues, self.spacing)
+        self._at = logarithms(finite, eigenvalues, None)
+        self._logs = np.log(eigenvalues)
+
+    def linearised(self, weights: Array, steps: int) -> Linearised:
+        """Return the least costs of all paths under weights of the eigenvalues."""
+        at = np.full(len(self.x), math.inf)
+        at[np.isfinite(self.x)] = self._at @ weights
+        last = np.where(self.may_end, at - float(self._logs @ weights), math.inf)
+        graph = (
+            self.x,
+            fixed(at),
+            float(weights.sum()),
+            self.reach,
+            fixed(self._tables @ weights),
+            self.low,
+            self.spacing,
+        )
+        return Linearised(graph, fixed(last), steps, bool(weights.min() >= 0.0))
 
 
 class Linearised:
-    """Costs of steps, weighted sums of the losses along the eigenvalues, and the least costs of paths."""
+    """Least costs of paths to 0 under a weighted sum of the losses along the eigenvalues."""
 
-    def __init__(self, grid: Grid, eigenvalues: Array, weights: Array, steps: int, monge: bool) -> None:
-        finite = grid.x[np.isfinite(grid.x)]
-        intervals = max(2, math.ceil((finite[0] - finite[-1]) / SPACING))
-        spacing = (finite[0] - finite[-1]) / intervals or 1.0
-        places = finite[-1] + spacing * np.arange(intervals + 1)
-        table = weighted_logarithms(places, eigenvalues, weights)
-        at = np.full(len(grid.x), math.inf)
-        at[np.isfinite(grid.x)] = weighted_logarithms(finite, eigenvalues, weights)[:, 0]
-        last = np.where(grid.may_end, at - weights @ np.log(eigenvalues), math.inf)
-        self.costs = np.empty((len(grid.x), steps))
-        self._graph = (
-            grid.x,
-            fixed(at),
-            float(weights.sum()),
-            grid.reach,
-            fixed(table * spacing ** np.arange(3)),
-            float(places[0]),
-            float(spacing),
-        )
-        x, at, total, reach, *rest = self._graph
+    def __init__(self, graph: tuple[Any, ...], last: Array, steps: int, monge: bool) -> None:
+        x, at, total, *rest = graph
+        self._graph = graph
+        self.costs = np.empty((len(x), steps))
         fill = costs_to_go_monge if monge else costs_to_go
-        fill(x, at, total, fixed(last), reach, *rest, self.costs)
+        fill(x, at, total, last, *rest, self.costs)
 
     def path(self, start: int, steps: int) -> Integers:
         """Return the best path from a level to 0 in `steps` steps, (steps,)."""
@@ -87,16 +95,16 @@ class Linearised:
         return paths[:found] if found >= 0 else None
 
 
-def weighted_logarithms(places: Array, eigenvalues: Array, weights: Array) -> Array:
-    """Return G(x) = sum of weights log(eigenvalue + exp(x)) with its first two derivatives, (places, 3)."""
-    u = np.log(eigenvalues)
-    out = np.empty((len(places), 3))
-    length = max(1, BLOCK // len(u))
-    for begin in range(0, len(places), length):
-        x = places[begin : begin + length, None]
-        small = np.exp(-np.abs(x - u))
-        share = np.where(x > u, 1.0, small) / (1.0 + small)  # exp(x)/(lambda + exp(x))
-        out[begin : begin + length, 0] = (np.maximum(x, u) + np.log1p(small)) @ weights
-        out[begin : begin + length, 1] = share @ weights
-        out[begin : begin + length, 2] = (small / np.square(1.0 + small)) @ weights
-    return out
+def logarithms(places: Array, eigenvalues: Array, spacing: float | None) -> Array:
+    """Return log(eigenvalue + exp(x)), (places, eigenvalues), or with a spacing and its derivatives, (places, 3,
+    eigenvalues).
+
+    The derivatives by x are multiplied by the spacing and its square.
+    """
+    x, u = places[:, None], np.log(eigenvalues)
+    small = np.exp(-np.abs(x - u))
+    values = np.maximum(x, u) + np.log1p(small)
+    if spacing is None:
+        return np.asarray(values)
+    share = np.where(x > u, 1.0, small) / (1.0 + small)  # exp(x)/(lambda + exp(x))
+    return np.stack([values, spacing * share, spacing**2 * small / np.square(1.0 + small)], axis=1)

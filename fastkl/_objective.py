@@ -5,7 +5,8 @@ P_j, and
 
     F = sum_j w_j h(y_j) + sum_j m_j exp(-(S_j + log(lambda_j + s_0^2))) + constant(s_0):
 
-h = (exp(y) - 1 - y)/2 for kl, (exp(-y) - 1 + y)/2 for reverse_kl, their sum for jeffreys, all convex. The second sum
+h = (exp(y) - 1 - y)/2 for kl, (exp(-y) - 1 + y)/2 for reverse_kl, their sum for jeffreys, all convex; for w2 it is
+lambda (1 - exp(-y/2))^2, which is not (see _bounded_search.py). The second sum
 is the mean's share where the steps matter to it, the constant where they do not. Every y is a sum over the path: the
 first level counts as an edge that costs P.
 """
@@ -36,10 +37,11 @@ class Objective:
         counts = np.ones(len(eigenvalues)) if spectrum.counts is None else spectrum.counts[used]
         mean = np.zeros(len(eigenvalues)) if spectrum.mean is None else spectrum.mean[used]
         energy = counts * np.square(mean)
-        shrinks = (energy > 0.0) & (metric in ("reverse_kl", "jeffreys"))
+        shrinks = (energy > 0.0) & (metric != "kl")
+        scale = eigenvalues if metric == "w2" else np.full(len(eigenvalues), 0.5)
         self.directions = len(eigenvalues)
         self.eigenvalues = np.append(eigenvalues, eigenvalues[shrinks])
-        self.weights = np.append(0.5 * counts, 0.5 * energy[shrinks])
+        self.weights = np.append(scale * counts, (scale * energy)[shrinks])
         self._kept = 0.5 * energy if metric in ("kl", "jeffreys") else np.zeros(len(eigenvalues))
 
     def offsets(self, first: Array) -> Array:
@@ -80,6 +82,7 @@ class Objective:
             "kl": lambda: excess(y),
             "reverse_kl": lambda: excess(-y),
             "jeffreys": lambda: 4.0 * np.square(np.sinh(0.5 * y)),
+            "w2": lambda: np.square(np.expm1(-0.5 * y)),
         }[self.metric]()
         return np.asarray(terms @ self.weights[: self.directions] + shrunk @ self.weights[self.directions :])
 
@@ -90,6 +93,7 @@ class Objective:
             "kl": lambda: np.expm1(y),
             "reverse_kl": lambda: -np.expm1(-y),
             "jeffreys": lambda: 2.0 * np.sinh(y),
+            "w2": lambda: -np.expm1(-0.5 * y) * np.exp(-0.5 * y),
         }[self.metric]()
         return self.weights * np.append(slope, -shrunk)
 
@@ -100,6 +104,7 @@ class Objective:
             "kl": lambda: np.exp(y),
             "reverse_kl": lambda: np.exp(-y),
             "jeffreys": lambda: 2.0 * np.cosh(y),
+            "w2": lambda: np.exp(-y) - 0.5 * np.exp(-0.5 * y),
         }[self.metric]()
         return self.weights * np.append(bend, shrunk)
 

@@ -197,7 +197,8 @@ def search(
         time_limit = real_number("time_limit", time_limit, above=0.0)
     data = combined(spectrum, weights)
     levels = grid_levels(schedule, grid)
-    refuse_zero_eigenvalue(data, np.zeros((1, 2)), metric, isinstance(spectrum, Spectrum))
+    if metric != "w2":
+        refuse_zero_eigenvalue(data, np.zeros((1, 2)), metric, isinstance(spectrum, Spectrum))
     problem = Problem(
         data, schedule, levels, metric, prior, free_start, visit, integer("min_spacing", min_spacing)
     )
@@ -259,6 +260,7 @@ class Problem:
         min_spacing: int,
     ) -> None:
         with GUARD.importing:
+            from fastkl._bounded_search import BoundedSearch
             from fastkl._convex_search import ConvexSearch
             from fastkl._grid import Grid
         from fastkl._objective import Objective
@@ -269,9 +271,10 @@ class Problem:
         self.min_spacing = min_spacing
         self.small = data.compress(COMPRESSION)
         self.objective = Objective(self.small, metric, prior)
-        self.grid = Grid(levels, self.places_to_visit(visit), min_spacing)
+        self.grid = Grid(levels, self.places_to_visit(visit), min_spacing, self.objective.eigenvalues)
         starts = np.flatnonzero(self.grid.may_start) if free_start else np.zeros(1, dtype=np.int64)
-        self.search = ConvexSearch(self.grid, self.objective, starts)
+        kind = BoundedSearch if metric == "w2" else ConvexSearch
+        self.search = kind(self.grid, self.objective, starts)
 
     def places_to_visit(self, visit: ArrayLike | None) -> NDArray[np.int64]:
         """Return the grid indices of levels that must be visited."""
