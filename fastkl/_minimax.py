@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from fastkl._search_problem import FOREVER, Problem, Setting, combined
+from fastkl._search_problem import COMPRESSION, FOREVER, Problem, Setting, combined
 from fastkl._search_result import SearchResult
 from fastkl.evaluate import divergence
 from fastkl.spectrum import Spectrum
@@ -33,6 +33,11 @@ class Minimax:
 
     def __init__(self, spectra: Sequence[Spectrum], weights: Array, setting: Setting) -> None:
         self.spectra, self.weights, self.setting = spectra, weights, setting
+        self.small = [spectrum.compress(COMPRESSION) for spectrum in spectra]
+
+    def mixture(self, shares: Array) -> Problem:
+        """Return the search on a weighted sum of the spectra."""
+        return Problem(combined(self.small, shares * self.weights), self.setting, compress=False)
 
     def values(self, paths: NDArray[np.int64]) -> Array:
         """Return the weighted divergences of paths on every spectrum, (paths, spectra)."""
@@ -50,7 +55,7 @@ class Minimax:
         table = np.empty((0, len(self.spectra)))
         bound, best_shares, iterations = 0.0, shares, 0
         for _ in range(MOST_ROUNDS):
-            problem = Problem(combined(self.spectra, shares * self.weights), self.setting)
+            problem = self.mixture(shares)
             outcome = problem.search.run(steps, deadline, prove, problem.slack)
             iterations += outcome.iterations
             lifted = (outcome.best if outcome.complete else outcome.bound) * (1.0 - problem.slack)
@@ -70,7 +75,7 @@ class Minimax:
                 break
         proved = False
         if prove and time.monotonic() < deadline:
-            problem = Problem(combined(self.spectra, best_shares * self.weights), self.setting)
+            problem = self.mixture(best_shares)
             outcome = problem.search.run(steps, deadline, True, problem.slack, target=best)
             proved = outcome.complete
             table = np.concatenate([table, self.values(np.stack(outcome.paths))])

@@ -76,7 +76,7 @@ def search(
     min_spacing : int
         Least distance of neighbours on the grid (in timesteps), at least 1.
     weights : array_like, optional
-        Weights of several spectra, positive. Default: ones.
+        Weights of several spectra, within [1e-9, 1e9]. Default: ones.
     combine : {"sum", "worst"}
         Whether the weighted sum of the divergences of several spectra is minimised or the largest of them, weights
         included.

@@ -19,7 +19,7 @@ from fastkl.evaluate import divergence
 from fastkl.schedule import NoiseSchedule
 from fastkl.spectrum import Spectrum, as_spectrum
 
-__all__ = ["FOREVER", "Problem", "Setting", "combined", "several", "weights_of"]
+__all__ = ["COMPRESSION", "FOREVER", "Problem", "Setting", "combined", "several", "weights_of"]
 
 Array = NDArray[np.float64]
 
@@ -139,7 +139,7 @@ def weights_of(spectrum: Any, weights: ArrayLike | None) -> Array:
             f"weights: must have shape ({len(spectrum)},) like spectrum, got shape {shares.shape}"
         )
     for i, share in enumerate(shares.tolist()):
-        real_number(f"weights[{i}]", share, above=0.0)
+        real_number(f"weights[{i}]", share, at_least=1e-9, at_most=1e9)
     return shares
 
 
@@ -149,24 +149,25 @@ def combined(spectrum: Any, shares: Array) -> Spectrum:
         return as_spectrum("spectrum", spectrum)
     ones = [np.ones(len(s)) if s.counts is None else s.counts for s in spectrum]
     means = [np.zeros(len(s)) if s.mean is None else s.mean for s in spectrum]
-    return Spectrum(
+    return Spectrum._trusted(
         np.concatenate([s.eigenvalues for s in spectrum]),
         np.concatenate([counts * share for counts, share in zip(ones, shares, strict=True)]),
         np.concatenate(means),
+        max(s.rtol for s in spectrum),
     )
 
 
 class Problem:
-    """A search on one spectrum, for any number of steps."""
+    """A search on one spectrum, or on what stands for it already, for any number of steps."""
 
-    def __init__(self, data: Spectrum, setting: Setting) -> None:
+    def __init__(self, data: Spectrum, setting: Setting, compress: bool = True) -> None:
         with GUARD.importing:
             from fastkl._bounded_search import BoundedSearch
             from fastkl._convex_search import ConvexSearch
             from fastkl._grid import Grid
 
         self.data, self.setting = data, setting
-        self.small = data.compress(COMPRESSION)
+        self.small = data.compress(COMPRESSION) if compress else data
         self.slack = 4.0 * (self.small.rtol + ROUNDING)
         self.objective = Objective(self.small, setting.metric, setting.prior)
         grid = Grid(setting.levels, setting.visit, setting.min_spacing, self.objective.eigenvalues)
