@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fastkl import discretize, theory
+    from fastkl._denoising import DenoisingFit, PoorFitWarning, fit_denoising_errors
     from fastkl._warmup import warmup
     from fastkl.evaluate import divergence, output_variance, trajectory
     from fastkl.schedule import NoiseSchedule
@@ -19,19 +20,23 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "DenoisingFit": "fastkl._denoising",
     "NoiseSchedule": "fastkl.schedule",
+    "PoorFitWarning": "fastkl._denoising",
     "Spectrum": "fastkl.spectrum",
     "best_gamma": "fastkl.theory",
     "divergence": "fastkl.evaluate",
     "expansion": "fastkl.theory",
+    "fit_denoising_errors": "fastkl._denoising",
     "output_variance": "fastkl.evaluate",
     "tangent_gamma": "fastkl.theory",
     "trajectory": "fastkl.evaluate",
     "warmup": "fastkl._warmup",
 }
 
-__all__ = ["NoiseSchedule", "Spectrum", "__version__", "best_gamma", "discretize", "divergence", "expansion",
-           "output_variance", "tangent_gamma", "theory", "trajectory", "warmup"]  # fmt: skip
+__all__ = ["DenoisingFit", "NoiseSchedule", "PoorFitWarning", "Spectrum", "__version__", "best_gamma", "discretize",
+           "divergence", "expansion", "fit_denoising_errors", "output_variance", "tangent_gamma", "theory",
+           "trajectory", "warmup"]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

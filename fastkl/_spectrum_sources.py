@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING
 
 from numpy.typing import ArrayLike
@@ -113,3 +114,87 @@ class SpectrumSources:
         floor = real_number("floor", floor, at_least=0.0)
         values, mean = eigenvalues_of_samples(x)
         return cls._trusted(eigenvalue_array("eigenvalues of x", values), None, mean).floored(floor)
+
+    @classmethod
+    def from_denoising_errors(  # type: ignore[misc]
+        cls: type[Spectrum],
+        sigmas: ArrayLike,
+        errors: ArrayLike,
+        dim: int,
+        floor: float = 0.0,
+        *,
+        noise: ArrayLike = 0.02,
+    ) -> Spectrum:
+        r"""Effective spectrum of a trained model: the Gaussian with the model's denoising errors.
+
+        The non-negative counts :math:`c_i` of a fine grid of variances :math:`\lambda_i` are fitted to
+
+        .. math:: E(\sigma) = \sum_i c_i \frac{\lambda_i \sigma^2}{\lambda_i + \sigma^2}, \qquad
+                  \sum_i c_i \le \mathrm{dim},
+
+        the error that the exact denoiser of a Gaussian makes at noise level :math:`\sigma`.
+
+        Parameters
+        ----------
+        sigmas : array_like, shape (K,)
+            At least 3 distinct noise levels in any order, within [1e-10, 1e10] (data units). They should
+            reach from below the levels that are to be chosen to above them.
+        errors : array_like, shape (K,)
+            The model's expected squared error in predicting x from x + sigma * noise, *summed* over the
+            dimensions and averaged over samples (squared data units), within [1e-25, 1e30].
+        dim : int
+            Number of dimensions of the data, at least 1.
+        floor : float
+            Variance to add to every eigenvalue, as `floored` does.
+        noise : array_like, shape () or (K,)
+            Relative standard error of `errors`, within [1e-6, 0.3].
+
+        Returns
+        -------
+        Spectrum
+            A few eigenvalues in descending order with real counts that add up to `dim`, no mean.
+
+        Raises
+        ------
+        ValueError
+            If an argument is out of its range, or no Gaussian has such errors: they must not exceed
+            sigma**2 * dim, must not fall as sigma grows, and errors / sigma**2 must not grow. Each error is
+            allowed to be off by 3 times its noise.
+        TypeError
+            If an argument is of the wrong kind.
+
+        Warns
+        -----
+        PoorFitWarning
+            If the root mean square of the residual exceeds 2.5 times the noise (5 % by default).
+
+        Notes
+        -----
+        `fastkl.fit_denoising_errors` does the same and returns the residual too; its notes say how the fit
+        is weighted and which variances the errors determine. Dimensions that the errors do not show to
+        vary get eigenvalue 0, for which ``kl`` is not finite: give a floor or use ``w2``. Some milliseconds.
+
+        References
+        ----------
+        Lawson and Hanson, "Solving Least Squares Problems", chapter 23 (non-negative least squares).
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from fastkl import Spectrum
+        >>> sigmas = np.geomspace(0.01, 50.0, 30)
+        >>> errors = 2.0 * sigmas**2 / (2.0 + sigmas**2)  # one direction of variance 2, out of 10
+        >>> Spectrum.from_denoising_errors(sigmas, errors, dim=10, floor=0.01).eigenvalues.round(3)
+        array([2.01, 0.01])
+        """
+        from fastkl._denoising import PoorFitWarning, fit_denoising_errors
+
+        fit = fit_denoising_errors(sigmas, errors, dim, floor, noise=noise)
+        if fit.rms_in_noise > 2.5:
+            warnings.warn(
+                f"the errors are not those of a Gaussian: the best fit is off by {fit.rms:.2g} (relative RMS) and at "
+                f"most {fit.worst:.2g}, {fit.rms_in_noise:.2g} times the stated noise; see fastkl.fit_denoising_errors",
+                PoorFitWarning,
+                stacklevel=2,
+            )
+        return fit.spectrum

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("fastkl", "kernels", "tests", "benchmarks", "setup_ext", ".ci")
 # Section 4 of the design, as far as it is built.
 PROMISED = {
-    "Spectrum": {"from_samples", "from_covariance", "power_law", "preset"},
+    "Spectrum": {"from_samples", "from_covariance", "from_denoising_errors", "power_law", "preset"},
     "NoiseSchedule": {
         *("ddpm_linear", "scaled_linear", "cosine", "sigmoid", "edm", "flow", "tangent"),
         *("from_alphas_cumprod", "from_betas", "sigmas"),
@@ -29,6 +29,9 @@ PROMISED = {
     "tangent_gamma": set(),
     "best_gamma": set(),
     "expansion": set(),
+    "fit_denoising_errors": set(),
+    "DenoisingFit": set(),
+    "PoorFitWarning": set(),
 }
 
 
