@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from fastkl._denoising import DenoisingFit, PoorFitWarning, fit_denoising_errors
     from fastkl._warmup import warmup
     from fastkl.evaluate import divergence, output_variance, trajectory
+    from fastkl.moments import SpectrumMoments
     from fastkl.schedule import NoiseSchedule
     from fastkl.spectrum import Spectrum
     from fastkl.theory import best_gamma, expansion, tangent_gamma
@@ -24,6 +25,7 @@ _HOMES = {
     "NoiseSchedule": "fastkl.schedule",
     "PoorFitWarning": "fastkl._denoising",
     "Spectrum": "fastkl.spectrum",
+    "SpectrumMoments": "fastkl.moments",
     "best_gamma": "fastkl.theory",
     "divergence": "fastkl.evaluate",
     "expansion": "fastkl.theory",
@@ -34,9 +36,9 @@ _HOMES = {
     "warmup": "fastkl._warmup",
 }
 
-__all__ = ["DenoisingFit", "NoiseSchedule", "PoorFitWarning", "Spectrum", "__version__", "best_gamma", "discretize",
-           "divergence", "expansion", "fit_denoising_errors", "output_variance", "tangent_gamma", "theory",
-           "trajectory", "warmup"]  # fmt: skip
+__all__ = ["DenoisingFit", "NoiseSchedule", "PoorFitWarning", "Spectrum", "SpectrumMoments", "__version__",
+           "best_gamma", "discretize", "divergence", "expansion", "fit_denoising_errors", "output_variance",
+           "tangent_gamma", "theory", "trajectory", "warmup"]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

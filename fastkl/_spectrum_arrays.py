@@ -7,21 +7,29 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastkl._validation import check_all, real_array
 
-__all__ = ["check_counts", "check_range", "count_array", "eigenvalue_array", "mean_array", "same"]
+__all__ = [
+    "check_counts",
+    "check_mean",
+    "check_range",
+    "count_array",
+    "eigenvalue_array",
+    "mean_array",
+    "same",
+]
 
 _LEAST, _LARGEST = 1e-30, 1e30  # of variances and of counts
 
 _Array = NDArray[np.float64]
 
 
-def check_range(name: str, array: _Array) -> None:
-    """Raise unless every element is 0 or within [1e-30, 1e30]."""
+def check_range(name: str, array: _Array, first: int = 0) -> None:
+    """Raise unless every element is 0 or within [1e-30, 1e30]; `first` is the index of array[0]."""
     if array.min() >= _LEAST and array.max() <= _LARGEST:  # two passes and no temporary; False for NaN
         return
     valid = array >= _LEAST
     valid &= array <= _LARGEST
     valid |= array == 0.0
-    check_all(name, array, valid, "a variance must be 0 or within [1e-30, 1e30]")
+    check_all(name, array, valid, "a variance must be 0 or within [1e-30, 1e30]", first)
 
 
 def eigenvalue_array(name: str, value: ArrayLike) -> _Array:
@@ -45,18 +53,23 @@ def count_array(value: ArrayLike, length: int) -> _Array:
     return array + 0.0
 
 
-def check_counts(name: str, array: _Array) -> None:
+def check_counts(name: str, array: _Array, first: int = 0) -> None:
     """Raise unless every element is within [1e-30, 1e30], so that its products with variances stay in range."""
     if not (array.min() >= _LEAST and array.max() <= _LARGEST):
         valid = (array >= _LEAST) & (array <= _LARGEST)
-        check_all(name, array, valid, "a count must be within [1e-30, 1e30]")
+        check_all(name, array, valid, "a count must be within [1e-30, 1e30]", first)
 
 
 def mean_array(value: ArrayLike, length: int) -> _Array:
     """Return a copy of `length` means, squares of which stay in the range of a variance, or raise."""
     array = _of_length("mean", value, length)
-    check_all("mean", array, np.abs(array) <= 1e15, "must be finite and at most 1e15 in magnitude")
+    check_mean("mean", array)
     return array + 0.0
+
+
+def check_mean(name: str, array: _Array, first: int = 0) -> None:
+    """Raise unless every element is at most 1e15 in magnitude."""
+    check_all(name, array, np.abs(array) <= 1e15, "must be finite and at most 1e15 in magnitude", first)
 
 
 def same(a: _Array | None, b: _Array | None, default: float) -> bool:

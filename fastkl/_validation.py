@@ -77,12 +77,12 @@ def read_only(array: NDArray[np.float64]) -> NDArray[np.float64]:
     return array.view()
 
 
-def check_all(name: str, array: NDArray[Any], valid: NDArray[np.bool_], rule: str) -> None:
-    """Raise a ValueError about the first element of `array` where `valid` is False."""
+def check_all(name: str, array: NDArray[Any], valid: NDArray[np.bool_], rule: str, first: int = 0) -> None:
+    """Raise a ValueError about the first element of `array` where `valid` is False; `first` is array[0]'s index."""
     if valid.all():
         return
     index = np.unravel_index(int(np.argmin(valid)), array.shape)
-    where = ", ".join(str(int(i)) for i in index)
+    where = ", ".join(str(int(i)) for i in (index[0] + first, *index[1:]))
     raise ValueError(f"{name}[{where}] = {array[index].item()!r}: {rule}")
 
 

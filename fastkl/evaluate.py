@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastkl._candidates import candidate_levels
 from fastkl._dispatch import backend_for
+from fastkl._stand_in import doubtful, stand_in
 from fastkl._threads import thread_count
 from fastkl._validation import choice, real_number
 from fastkl.spectrum import Spectrum, as_spectrum
@@ -63,7 +64,10 @@ def divergence(
     backend : {"auto", "cpu", "gpu"}
         Where to compute. This version has CPU kernels only: "auto" is "cpu".
     rtol : float
-        Relative error allowed, within [0, 1). 0 evaluates every eigenvalue; this version does so for any value.
+        Relative error allowed, within [0, 1). 0 evaluates every eigenvalue. Above 0 the spectrum's compression
+        (`Spectrum.compress`) is evaluated instead where that pays: for many candidates, or once it is there. It is kept
+        with the Spectrum; for an array of eigenvalues it is made anew in each call. Candidates for which its error
+        could be larger are evaluated exactly.
     num_threads : int, optional
         Threads for this call. Default: the environment variable FASTKL_NUM_THREADS, else all CPUs the process may use.
         The result has the same bits for any number.
@@ -109,17 +113,30 @@ def divergence(
     choice("metric", metric, METRICS)
     choice("sampler", sampler, SAMPLERS)
     choice("prior", prior, PRIORS)
-    real_number("rtol", rtol, at_least=0.0, below=1.0)
+    rtol = real_number("rtol", rtol, at_least=0.0, below=1.0)
     if metric != "w2":
         refuse_zero_eigenvalue(data, levels, metric, isinstance(spectrum, Spectrum))
     threads = thread_count(num_threads)
     kernels = backend_for(backend)
-    values = kernels.divergence(data.eigenvalues, data.counts, levels, metric, prior, threads)
+    small = stand_in(data, levels, rtol) if rtol else None
+    if small is None:
+        values = evaluated(kernels, data, levels, metric, prior, threads)
+    else:
+        values = evaluated(kernels, small, levels, metric, prior, threads)
+        again = doubtful(small, levels, values, metric, prior)
+        if again.any():
+            values[again] = evaluated(kernels, data, levels[again], metric, prior, threads)
+    return float(values[0]) if single else values
+
+
+def evaluated(kernels: Any, data: Spectrum, levels: Array, metric: str, prior: str, threads: int) -> Array:
+    """Return each candidate's divergence on every eigenvalue of `data`, with the mean's share."""
+    values: Array = kernels.divergence(data.eigenvalues, data.counts, levels, metric, prior, threads)
     if data.mean is not None and data.mean.any():
         values += mean_share(kernels, data, levels, metric, prior, threads)
     if metric != "w2" and levels.shape[1] == 2:
         values[np.isinf(levels[:, 0]) & (levels[:, 1] == 0.0)] = np.inf
-    return float(values[0]) if single else values
+    return values
 
 
 def refuse_zero_eigenvalue(data: Spectrum, levels: Array, metric: str, named: bool) -> None:

@@ -16,6 +16,7 @@ from fastkl._validation import choice, integer, read_only, real_array, real_numb
 __all__ = ["Spectrum", "as_spectrum"]
 
 _Array = NDArray[np.float64]
+_MOST_KEPT = 8  # compressions of one spectrum
 
 
 class Spectrum(SpectrumSources):
@@ -54,12 +55,13 @@ class Spectrum(SpectrumSources):
     (4, 3.5)
     """
 
-    __slots__ = ("_counts", "_eigenvalues", "_mean", "_rtol")
+    __slots__ = ("_compressed", "_counts", "_eigenvalues", "_mean", "_rtol")
 
     _eigenvalues: _Array
     _counts: _Array | None
     _mean: _Array | None
     _rtol: float
+    _compressed: dict[float, Spectrum]  # what `compress` returned for each rtol
 
     def __init__(
         self, eigenvalues: ArrayLike, counts: ArrayLike | None = None, mean: ArrayLike | None = None
@@ -68,6 +70,7 @@ class Spectrum(SpectrumSources):
         self._counts = None if counts is None else read_only(count_array(counts, len(self)))
         self._mean = None if mean is None else read_only(mean_array(mean, len(self)))
         self._rtol = 0.0
+        self._compressed = {}
 
     @classmethod
     def _trusted(
@@ -79,6 +82,7 @@ class Spectrum(SpectrumSources):
         spectrum._counts = None if counts is None else read_only(counts)
         spectrum._mean = None if mean is None else read_only(mean)
         spectrum._rtol = rtol
+        spectrum._compressed = {}
         return spectrum
 
     @property
@@ -216,6 +220,64 @@ class Spectrum(SpectrumSources):
         eigenvalues = self._eigenvalues + floor
         check_range("eigenvalues + floor", eigenvalues)
         return self._trusted(eigenvalues, self._counts, self._mean, self._rtol)
+
+    def compress(self, rtol: float = 1e-10) -> Spectrum:
+        r"""Spectrum of few nodes that has the same divergences.
+
+        As a function of :math:`u = \log\lambda` the divergence is analytic for :math:`|\mathrm{Im}\,u| < \pi`, so a
+        Gauss rule of some dozens of nodes sums it up over any number of eigenvalues.
+
+        Parameters
+        ----------
+        rtol : float
+            Relative error that a divergence may have because of it, within [1e-12, 1).
+
+        Returns
+        -------
+        Spectrum
+            Nodes in ascending order with positive counts of the same sum, after an entry for the eigenvalues of 0. The
+            mean has nodes of its own, with counts of 1e-20 of all. Where there are no more distinct entries than nodes
+            it is `merged`, exact. `Spectrum.rtol` says what was reached.
+
+        Raises
+        ------
+        ValueError
+            If `rtol` is out of its range.
+        TypeError
+            If `rtol` is not a real number.
+
+        Notes
+        -----
+        Valid for every candidate, of any number of steps and any levels, for all metrics and priors of `ddim`.
+        The error is a verified estimate, not a proven bound: the worst relative error over a family of functions
+        that has the extreme cases of small losses (a theorem, see ``fastkl/_worst_case.py``) and stands for the rest,
+        times 10. Searches for counter-examples came to a twelfth of what is stated. Where a prior's mismatch and the
+        losses of the steps cancel each other, the error is relative to what each of them alone would cost;
+        `divergence` with ``rtol`` sees that and evaluates such candidates exactly.
+
+        About 5 ns an eigenvalue and thread, and 10 to 40 ms. The result is kept with the spectrum.
+
+        References
+        ----------
+        Golub and Meurant, "Matrices, Moments and Quadrature with Applications", 2010: Gauss rules by Lanczos' method.
+
+        Examples
+        --------
+        >>> spectrum = Spectrum.power_law(100_000, 1.5)
+        >>> small = spectrum.compress(1e-10)
+        >>> len(small) < 64, small.dim
+        (True, 100000)
+        """
+        from fastkl._compression import LEAST_RTOL, compressed
+
+        rtol = real_number("rtol", rtol, at_least=LEAST_RTOL, below=1.0)
+        small = self._compressed.get(rtol)
+        if small is None:
+            small = compressed(self, rtol)
+            if len(self._compressed) >= _MOST_KEPT:
+                self._compressed.clear()
+            self._compressed[rtol] = small
+        return small
 
     @classmethod
     def power_law(cls, dim: int, exponent: float, mean_variance: float = 1.0) -> Spectrum:

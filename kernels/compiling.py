@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numba
+from llvmlite import ir
 from numba import njit, types
 from numba.core.caching import FunctionCache, IndexDataCacheFile
 from numba.core.runtime import rtsys
 from numba.extending import intrinsic
 
-__all__ = ["as_bits", "entry_point", "fma", "from_bits", "kernel"]
+__all__ = ["add_four", "as_bits", "entry_point", "fma", "from_bits", "kernel"]
 
 # The short cut of KernelCache relies on Numba's insides; versions that it was not tried on go the long way.
 SHORT_CUT_TRIED = (0, 61) <= tuple(numba.version_info[:2]) <= (0, 68)
@@ -108,3 +109,26 @@ def from_bits(typing_context, bits):
     return signature, lambda context, builder, sig, args: builder.bitcast(
         args[0], context.get_value_type(types.float64)
     )
+
+
+@intrinsic
+def add_four(typing_context, array, at, factor, a, b, c, d):
+    """Add factor * (a, b, c, d) to the elements from `at` on of a contiguous array, as one vector, unchecked.
+
+    Numba does not let LLVM form vectors out of neighbouring statements.
+    """
+
+    def generate(context, builder, sig, args):
+        vector = ir.VectorType(ir.DoubleType(), 4)
+        lanes = [ir.Constant(ir.IntType(32), lane) for lane in range(4)]
+        factors = terms = ir.Constant(vector, ir.Undefined)
+        for lane, term in zip(lanes, args[3:], strict=True):
+            factors = builder.insert_element(factors, args[2], lane)
+            terms = builder.insert_element(terms, term, lane)
+        values = context.make_array(sig.args[0])(context, builder, args[0])
+        place = builder.bitcast(builder.gep(values.data, [args[1]]), vector.as_pointer())
+        total = builder.fadd(builder.load(place, align=8), builder.fmul(factors, terms))
+        builder.store(total, place, align=8)
+        return context.get_dummy_value()
+
+    return types.none(array, types.intp, *[types.float64] * 5), generate

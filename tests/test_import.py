@@ -16,7 +16,15 @@ ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("fastkl", "kernels", "tests", "benchmarks", "setup_ext", ".ci")
 # Section 4 of the design, as far as it is built.
 PROMISED = {
-    "Spectrum": {"from_samples", "from_covariance", "from_denoising_errors", "power_law", "preset"},
+    "Spectrum": {
+        "from_samples",
+        "from_covariance",
+        "from_denoising_errors",
+        "power_law",
+        "preset",
+        "compress",
+    },
+    "SpectrumMoments": {"add", "from_chunks", "spectrum"},
     "NoiseSchedule": {
         *("ddpm_linear", "scaled_linear", "cosine", "sigmoid", "edm", "flow", "tangent"),
         *("from_alphas_cumprod", "from_betas", "sigmas"),
@@ -110,7 +118,7 @@ def test_the_top_level_offers_what_is_promised():
             assert callable(getattr(owner, member)), f"{name}.{member}"
 
 
-@pytest.mark.parametrize("module", ["evaluate", "spectrum", "schedule", "discretize", "theory"])
+@pytest.mark.parametrize("module", ["evaluate", "moments", "spectrum", "schedule", "discretize", "theory"])
 def test_all_of_each_module_exists_and_is_documented(module):
     loaded = importlib.import_module(f"fastkl.{module}")
     for name in loaded.__all__:
