@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fastkl import discretize, theory
+    from fastkl._rank import RankDeficientWarning
     from fastkl._warmup import warmup
     from fastkl.evaluate import divergence, output_variance, trajectory
     from fastkl.schedule import NoiseSchedule
@@ -20,6 +21,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "NoiseSchedule": "fastkl.schedule",
+    "RankDeficientWarning": "fastkl._rank",
     "Spectrum": "fastkl.spectrum",
     "best_gamma": "fastkl.theory",
     "divergence": "fastkl.evaluate",
@@ -30,8 +32,8 @@ _HOMES = {
     "warmup": "fastkl._warmup",
 }
 
-__all__ = ["NoiseSchedule", "Spectrum", "__version__", "best_gamma", "discretize", "divergence", "expansion",
-           "output_variance", "tangent_gamma", "theory", "trajectory", "warmup"]  # fmt: skip
+__all__ = ["NoiseSchedule", "RankDeficientWarning", "Spectrum", "__version__", "best_gamma", "discretize", "divergence",
+           "expansion", "output_variance", "tangent_gamma", "theory", "trajectory", "warmup"]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

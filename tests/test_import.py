@@ -17,6 +17,7 @@ FOLDERS = ("fastkl", "kernels", "tests", "benchmarks", "setup_ext", ".ci")
 # Section 4 of the design, as far as it is built.
 PROMISED = {
     "Spectrum": {"from_samples", "from_covariance", "power_law", "preset"},
+    "RankDeficientWarning": set(),
     "NoiseSchedule": {
         *("ddpm_linear", "scaled_linear", "cosine", "sigmoid", "edm", "flow", "tangent"),
         *("from_alphas_cumprod", "from_betas", "sigmas"),
