@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fastkl import discretize, theory
     from fastkl._denoising import DenoisingFit, PoorFitWarning, fit_denoising_errors
+    from fastkl._rank import RankDeficientWarning
     from fastkl._warmup import warmup
     from fastkl.evaluate import divergence, output_variance, trajectory
     from fastkl.moments import SpectrumMoments
@@ -24,6 +25,7 @@ _HOMES = {
     "DenoisingFit": "fastkl._denoising",
     "NoiseSchedule": "fastkl.schedule",
     "PoorFitWarning": "fastkl._denoising",
+    "RankDeficientWarning": "fastkl._rank",
     "Spectrum": "fastkl.spectrum",
     "SpectrumMoments": "fastkl.moments",
     "best_gamma": "fastkl.theory",
@@ -36,9 +38,9 @@ _HOMES = {
     "warmup": "fastkl._warmup",
 }
 
-__all__ = ["DenoisingFit", "NoiseSchedule", "PoorFitWarning", "Spectrum", "SpectrumMoments", "__version__",
-           "best_gamma", "discretize", "divergence", "expansion", "fit_denoising_errors", "output_variance",
-           "tangent_gamma", "theory", "trajectory", "warmup"]  # fmt: skip
+__all__ = ["DenoisingFit", "NoiseSchedule", "PoorFitWarning", "RankDeficientWarning", "Spectrum", "SpectrumMoments",
+           "__version__", "best_gamma", "discretize", "divergence", "expansion", "fit_denoising_errors",
+           "output_variance", "tangent_gamma", "theory", "trajectory", "warmup"]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

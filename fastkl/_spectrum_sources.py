@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from numpy.typing import ArrayLike
 
+from fastkl._progress import ProgressOption
 from fastkl._spectrum_arrays import eigenvalue_array
 from fastkl._validation import real_number
 
@@ -64,8 +66,15 @@ class SpectrumSources:
         return cls._trusted(values, None, None).floored(floor)
 
     @classmethod
-    def from_samples(cls: type[Spectrum], x: ArrayLike, floor: float = 0.0) -> Spectrum:  # type: ignore[misc]
-        r"""Spectrum and mean of samples, largest eigenvalue first.
+    def from_samples(  # type: ignore[misc]
+        cls: type[Spectrum],
+        x: ArrayLike | Iterable[ArrayLike],
+        floor: float = 0.0,
+        *,
+        method: str = "auto",
+        progress: ProgressOption = False,
+    ) -> Spectrum:
+        r"""Spectrum and mean of samples, largest eigenvalue first, in one pass over them.
 
         The eigenvalues are those of the centred covariance with the factor 1/n,
         :math:`C = \frac1n \sum_k (x_k - m)(x_k - m)^T`, :math:`m = \frac1n \sum_k x_k`: the covariance of the
@@ -73,11 +82,19 @@ class SpectrumSources:
 
         Parameters
         ----------
-        x : array_like, shape (n, ...)
-            At least two samples along the first axis, any real dtype, in memory or a memmap; each is
-            flattened to d features. Magnitudes up to 1e15.
+        x : array_like, shape (n, ...), or iterable of array_like, shape (n_k, ...)
+            At least two samples along the first axis, of any real dtype; each is flattened to d features.
+            Magnitudes up to 1e15. A NumPy array or memory map is read in blocks. An iterator, a generator or
+            another iterable, such as a data loader, gives batches of any lengths (lists and tuples are arrays).
         floor : float
             Variance to add to every eigenvalue, as `floored` does.
+        method : {"auto", "covariance", "gram"}
+            ``covariance``: the d x d matrix, in one pass. ``gram``: the n x n matrix of the samples' products,
+            which has the same non-zero eigenvalues; for arrays with n <= d, in two passes. ``auto``: gram where
+            it can and n is at most 12,000, else covariance.
+        progress : bool or callable
+            True shows a bar where standard error is a terminal (needs the extra ``cli``); a callable is called
+            with what is done and the total (None if not known), in samples or, for ``gram``, in features.
 
         Returns
         -------
@@ -89,16 +106,28 @@ class SpectrumSources:
         Raises
         ------
         ValueError
-            For fewer than two samples, no features, a 1-D array, or an element not finite or too large.
+            For fewer than two samples, no features, a 1-D array, batches of different shapes, an element not
+            finite or too large, or a method that the samples do not allow.
         TypeError
-            If `x` is not an array of real numbers.
+            If `x` is neither an array of real numbers nor an iterable of them.
+
+        Warns
+        -----
+        RankDeficientWarning
+            If n <= d: the last d - n + 1 eigenvalues are 0 then, whatever the true ones are.
 
         Notes
         -----
-        Sums are in float64, over blocks of `x`, so no float64 copy of all of it is made. With m = min(n, d)
-        the time is O(n d m + m**3) and the memory a few m x m matrices (for n <= d the n x n Gram matrix is
-        used). Eigenvalues within m * eps times the largest of zero, which are rounding errors of the solver,
-        become exactly 0, and so do the last d - n + 1 if n <= d.
+        Sums are in float64 and relative to the first sample, so a mean much larger than the deviations costs no
+        digits. Time is O(n d m + m**3) and memory two m x m matrices with m = d (covariance) or n (gram), and a
+        block of 16 MiB; no copy of `x` is made, and the pages of a read-only memory map are let go when read.
+        Eigenvalues within m * eps times the largest of zero, which are rounding errors of the solver, become
+        exactly 0. However samples are cut into batches, the result has the same bits.
+
+        References
+        ----------
+        Chan, Golub and LeVeque, "Algorithms for computing the sample variance: analysis and recommendations",
+        The American Statistician 37 (1983), 242-247: how blocks are merged.
 
         Examples
         --------
@@ -108,12 +137,21 @@ class SpectrumSources:
         [2.666667, 0.0]
         >>> [round(v, 6) for v in spectrum.mean.tolist()]
         [2.0, 1.0]
+        >>> Spectrum.from_samples([[k, 1], [k + 2, 1]] for k in (0, 2)) == Spectrum.from_samples(
+        ...     [[0, 1], [2, 1], [2, 1], [4, 1]]
+        ... )
+        True
         """
-        from fastkl._covariance import eigenvalues_of_samples
+        from fastkl._rank import warn_of_missing_rank
+        from fastkl._samples import spectrum_of_samples
 
         floor = real_number("floor", floor, at_least=0.0)
-        values, mean = eigenvalues_of_samples(x)
-        return cls._trusted(eigenvalue_array("eigenvalues of x", values), None, mean).floored(floor)
+        found = spectrum_of_samples(x, method, progress)
+        values = eigenvalue_array("eigenvalues of x", found.eigenvalues)
+        spectrum = cls._trusted(values, found.counts, found.mean).floored(floor)
+        if found.missing:
+            warn_of_missing_rank(found.n, found.d, found.missing, floor)
+        return spectrum
 
     @classmethod
     def from_denoising_errors(  # type: ignore[misc]

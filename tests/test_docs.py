@@ -43,11 +43,9 @@ def public_objects():
                 yield f"{thing.__module__}.{name}"
             elif inspect.isclass(thing):
                 yield f"{thing.__module__}.{name}"
-                ours = [base for base in thing.__mro__ if base.__module__.startswith("fastkl")]
                 for member, value in inspect.getmembers(thing):
-                    if member.startswith("_") or not any(member in vars(base) for base in ours):
-                        continue  # what exceptions inherit is documented by Python
-                    if inspect.isroutine(value) or isinstance(value, property):
+                    inherited = member.startswith("_") or hasattr(BaseException, member)
+                    if not inherited and (inspect.isroutine(value) or isinstance(value, property)):
                         yield f"{thing.__module__}.{name}.{member}"
 
 

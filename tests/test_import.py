@@ -25,6 +25,7 @@ PROMISED = {
         "compress",
     },
     "SpectrumMoments": {"add", "from_chunks", "spectrum"},
+    "RankDeficientWarning": set(),
     "NoiseSchedule": {
         *("ddpm_linear", "scaled_linear", "cosine", "sigmoid", "edm", "flow", "tangent"),
         *("from_alphas_cumprod", "from_betas", "sigmas"),

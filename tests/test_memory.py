@@ -24,6 +24,12 @@ def extra(call):
 
 results()
 """
+# A file whose pages are read into memory when they are touched.
+MAP = (
+    "import warnings; warnings.simplefilter('ignore', fastkl.RankDeficientWarning);"
+    "mapped = lambda kind, *shape: (np.lib.format.open_memmap('x.npy', 'w+', kind, shape).flush(),"
+    "np.load('x.npy', mmap_mode='r'))[1]"
+)
 # Names are made before the measurement: inputs are not counted, outputs are taken off.
 MEMORY = {
     "contract": (
@@ -64,6 +70,18 @@ MEMORY = {
     "trajectory": (
         "x = np.ones(10**6); s = np.ones((2, 1)) * np.linspace(5, 1, 9)",
         "fastkl.trajectory(x, s)",
+    ),
+    "samples in a memory map of 160 MB": (
+        f"{MAP}; x = mapped('uint8', 400_000, 400); fastkl.Spectrum.from_samples(np.eye(400)[:, :9])",
+        "fastkl.Spectrum.from_samples(x)",
+    ),
+    "fewer samples than features, in a memory map of 180 MB": (
+        f"{MAP}; x = mapped('float64', 150, 150_000); fastkl.Spectrum.from_samples(x[:, :999])",
+        "fastkl.Spectrum.from_samples(x)",
+    ),
+    "samples in 400 MB of batches": (
+        "x = (np.full((1000, 50), 1.0 * k) for k in range(1000)); fastkl.Spectrum.from_samples(np.eye(9)[:, :2])",
+        "fastkl.Spectrum.from_samples(x)",
     ),
     "many tasks": (
         "from fastkl._threads import run_all; from itertools import repeat",

@@ -136,7 +136,7 @@ def _from_samples(samples: Any, floor: float, reading: Reading) -> Spectrum:
     if reading.stationary:
         reading.refuse("--stationary", "a model of its own", "shrinkage")
         return Spectrum.from_images(samples, floor, progress=reading.progress)
-    return Spectrum.from_samples(samples, floor, shrinkage=reading.shrinkage, progress=reading.progress)
+    return Spectrum.from_samples(samples, floor, progress=reading.progress)
 
 
 def check_finite(name: str, spectrum: Spectrum, metric: str) -> None:
