@@ -1,41 +1,60 @@
 """Write the README's benchmark tables from the committed result files; with --check, fail if they differ.
 
-Run as `python benchmarks/report.py [--check]`.
+Run as `python benchmarks/report.py [--check]`. A section of the README belongs to each result file in SECTIONS and is
+written by the function beside it.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-BEGIN, END = "<!-- benchmarks: begin, written by benchmarks/report.py -->", "<!-- benchmarks: end -->"
 
 
-def rate_table(result: dict) -> list[str]:
-    """Return the table of evaluation rates."""
-    lines = [
-        "| steps N | threads | eigenvalue-steps/s | share of the machine's FMA rate | times vectorised NumPy |",
-        "|---|---|---|---|---|",
-    ]
-    return lines + [
-        f"| {row['N']} | {row['threads']} | {row['eigenvalue_steps_per_s'] / 1e9:.1f}e9 "
-        f"| {row['share_of_fma_rate']:.0%} | {row['times_numpy']:.0f} |"
-        for row in result["rates"]
-    ]
-
-
-def report(result: dict) -> str:
-    """Return the text between the markers."""
-    first, startup, growth = result["rates"][0], result["startup"], result["growth"]
+def machine(result: dict) -> list[str]:
+    """Return where and when a file was measured."""
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+    return [
+        f"Machine: {result['cpu']}, {result['cpus']} CPUs, {result['system']}, Python {result['python']}; {versions}.",
+        f"Measured {result['date']} at commit {result['commit'][:12]}.",
+    ]
+
+
+def table(head: list[str], rows: list[list[str]]) -> list[str]:
+    """Return a table in Markdown."""
+    return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
+
+
+def evaluation(result: dict) -> list[str]:
+    """Return the rates of exact evaluation."""
+    first, startup, growth = result["rates"][0], result["startup"], result["growth"]
     exponents = ", ".join(f"{name}^{growth[name]['exponent']:.2f}" for name in ("d", "M", "N"))
-    lines = [
+    return [
         f"Exact `kl` of {first['M']} candidates on {first['d']:,} eigenvalues, medians of rounds in which all rivals",
         "are timed one after the other; a step counts as two fused multiply-adds (FMA), the least of the exact form.",
         "",
-        *rate_table(result),
+        *table(
+            [
+                "steps N",
+                "threads",
+                "eigenvalue-steps/s",
+                "share of the machine's FMA rate",
+                "times vectorised NumPy",
+            ],
+            [
+                [
+                    str(row["N"]),
+                    str(row["threads"]),
+                    f"{row['eigenvalue_steps_per_s'] / 1e9:.1f}e9",
+                    f"{row['share_of_fma_rate']:.0%}",
+                    f"{row['times_numpy']:.0f}",
+                ]
+                for row in result["rates"]
+            ],
+        ),
         "",
         f"Time grows as {exponents} (fitted over ranges of 30 to 64 times, one thread). Schedules so fine that the",
         f"divergence needs more digits (N = 1000 here) run at {result['fine_eigenvalue_steps_per_s'] / 1e9:.1f}e9 "
@@ -46,31 +65,72 @@ def report(result: dict) -> str:
         f"on disk and {startup['first_call_cold_cache_s']:.0f} s without (once per installation); a later small call "
         f"{startup['later_call_s'] * 1e6:.0f} us.",
         "",
-        f"Machine: {result['cpu']}, {result['cpus']} CPUs, {result['system']}, Python {result['python']}; {versions}.",
-        f"Measured {result['date']} at commit {result['commit'][:12]}. GPU: not measured (no GPU kernels yet).",
+        *machine(result),
+        "GPU: not measured (no GPU kernels yet).",
     ]
-    return "\n".join(lines)
+
+
+def compression(result: dict) -> list[str]:
+    """Return nodes and errors of compressed spectra, and what they gain."""
+    gain, disk = result["gain"], result["from_disk"]
+    spectra = list(dict.fromkeys(row["spectrum"] for row in result["accuracy"]))
+    rtols = list(dict.fromkeys(row["rtol"] for row in result["accuracy"]))
+    cells = {
+        (row["spectrum"], row["rtol"]): f"{row['nodes']} ({row['worst_found']:.0e})"
+        for row in result["accuracy"]
+    }
+    decades = {row["spectrum"]: f"{row['decades']:.1f}" for row in result["accuracy"]}
+    growth = ", ".join(
+        f"{r['seconds']:.2g} s for {r['d']:.0e}" for r in result["growth"] if r["threads"] == 2
+    )
+    return [
+        f"A million log-normal eigenvalues (standard deviation of the logarithm 2) become {gain['nodes']} nodes in "
+        f"{gain['compression_s'] * 1e3:.0f} ms for `rtol=1e-10`;",
+        f"exact evaluation of 32 candidates of 10 steps takes {gain['exact_32_candidates_s'] * 1e3:.0f} ms. After that "
+        f"100,000 candidates take {gain['candidates_100000_s'] * 1e3:.0f} ms,",
+        f"{gain['times_exact_rate']:,.0f} times the rate of exact evaluation.",
+        "",
+        "Nodes, and in brackets the worst relative error found over",
+        "absurd, near-optimal and worst-case schedules and all metrics, against the `rtol` asked for:",
+        "",
+        *table(
+            ["spectrum", "decades", *(f"rtol {rtol:.0e}" for rtol in rtols)],
+            [[name, decades[name], *(cells[name, rtol] for rtol in rtols)] for name in spectra],
+        ),
+        "",
+        f"The pass over the eigenvalues takes, from memory on two threads, {growth}; {disk['d']:.0e} from a",
+        f"memory map on disk take {disk['seconds']:.1f} s and {disk['peak_memory_MB']:.0f} MB of memory, where reading "
+        f"the file alone takes {disk['reading_alone_s']:.1f} s.",
+        "",
+        *machine(result),
+    ]
+
+
+SECTIONS: dict[str, Callable[[dict], list[str]]] = {"cpu": evaluation, "compression": compression}
+
+
+def updated(text: str, name: str) -> str:
+    """Return the README with the section of one result file rewritten."""
+    path = ROOT / "benchmarks" / "results" / f"{name}.json"
+    if not path.exists():
+        raise SystemExit(f"benchmarks/results/{name}.json is missing: run its script in benchmarks/")
+    begin, end = f"<!-- {name}.json: written by benchmarks/report.py -->", f"<!-- {name}.json: end -->"
+    before, rest = text.split(begin)
+    after = rest.split(end)[1]
+    lines = SECTIONS[name](json.loads(path.read_text(encoding="utf-8")))
+    return "\n".join([before + begin, *lines, end + after])
 
 
 def main() -> int:
     """Rewrite or check README.md."""
     path = ROOT / "README.md"
-    text = path.read_text(encoding="utf-8")
-    before, rest = text.split(BEGIN)
-    after = rest.split(END)[1]
-    results = ROOT / "benchmarks" / "results" / "cpu.json"
-    if not results.exists():
-        print(f"{results} is missing: run python benchmarks/side_by_side.py", file=sys.stderr)
-        return 1
-    result = json.loads(results.read_text(encoding="utf-8"))
-    updated = f"{before}{BEGIN}\n{report(result)}\n{END}{after}"
+    old = new = path.read_text(encoding="utf-8")
+    for name in SECTIONS:
+        new = updated(new, name)
     if "--check" not in sys.argv[1:]:
-        path.write_text(updated, encoding="utf-8")
-    elif updated != text:
-        print(
-            "README.md differs from benchmarks/results/cpu.json: run python benchmarks/report.py",
-            file=sys.stderr,
-        )
+        path.write_text(new, encoding="utf-8")
+    elif new != old:
+        print("README.md differs from benchmarks/results: run python benchmarks/report.py", file=sys.stderr)
         return 1
     return 0
 

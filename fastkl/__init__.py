@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from fastkl import discretize, theory
     from fastkl._denoising import DenoisingFit, PoorFitWarning, fit_denoising_errors
     from fastkl._rank import RankDeficientWarning
+    from fastkl._search import SearchResult, search
     from fastkl._warmup import warmup
     from fastkl.evaluate import divergence, output_variance, trajectory
     from fastkl.moments import SpectrumMoments
@@ -26,6 +27,7 @@ _HOMES = {
     "NoiseSchedule": "fastkl.schedule",
     "PoorFitWarning": "fastkl._denoising",
     "RankDeficientWarning": "fastkl._rank",
+    "SearchResult": "fastkl._search",
     "Spectrum": "fastkl.spectrum",
     "SpectrumMoments": "fastkl.moments",
     "best_gamma": "fastkl.theory",
@@ -33,14 +35,16 @@ _HOMES = {
     "expansion": "fastkl.theory",
     "fit_denoising_errors": "fastkl._denoising",
     "output_variance": "fastkl.evaluate",
+    "search": "fastkl._search",
     "tangent_gamma": "fastkl.theory",
     "trajectory": "fastkl.evaluate",
     "warmup": "fastkl._warmup",
 }
 
-__all__ = ["DenoisingFit", "NoiseSchedule", "PoorFitWarning", "RankDeficientWarning", "Spectrum", "SpectrumMoments",
-           "__version__", "best_gamma", "discretize", "divergence", "expansion", "fit_denoising_errors",
-           "output_variance", "tangent_gamma", "theory", "trajectory", "warmup"]  # fmt: skip
+__all__ = ["DenoisingFit", "NoiseSchedule", "PoorFitWarning", "RankDeficientWarning", "SearchResult", "Spectrum",
+           "SpectrumMoments", "__version__", "best_gamma", "discretize", "divergence", "expansion",
+           "fit_denoising_errors", "output_variance", "search", "tangent_gamma", "theory", "trajectory",
+           "warmup"]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -36,6 +36,7 @@ TASKS_PER_THREAD = 8
 FEWEST_TILES = 32  # of a task, where there are as many
 THREADS_PAY = 1 << 21  # (eigenvalue, step) pairs from which on threads are worth starting
 COEFFICIENT_BYTES = 1 << 18  # of one task's polynomials: they are to stay in the L2 cache
+FEW_EIGENVALUES, FEW_STEPS = 512, 32  # up to which expanding polynomials costs more than it saves
 PARTIAL_SUMS = 1 << 18  # tile sums held at a time
 
 
@@ -78,6 +79,8 @@ class Problem:
         self.by_products = counts is None and span <= CONTRACT_RANGE
         self.degree = chunk_degree(self.steps, span)
         self.chunks = math.ceil(self.steps / self.degree)
+        self.by_factors = eigenvalues.size <= FEW_EIGENVALUES and self.steps <= FEW_STEPS
+        self.roundings = (12.0 if self.by_factors else 4.0) * self.steps + 8.0 * self.chunks + 8.0
         self.loss_degree = 2 * chunk_degree(self.steps, span, powers=2)
         work = self.candidates * self.steps * eigenvalues.size
         self.threads = threads if work > THREADS_PAY else 1
@@ -111,9 +114,10 @@ class Problem:
     def sums(self, metric: str, m0: int, m1: int) -> Array:
         """Return the fast kernel's tile sums of candidates m0 to m1, (m1 - m0, tiles)."""
         levels, out = self.levels[m0:m1], np.empty((m1 - m0, self.tiles))
+        degree = 0 if self.by_factors else self.degree
 
         def task(i0: int, i1: int, t0: int, t1: int) -> None:
-            tile_sums(self.eigenvalues, self.weights, self.by_products, levels, self.prior, self.degree,
+            tile_sums(self.eigenvalues, self.weights, self.by_products, levels, self.prior, degree,
                       METRICS[metric], i0, i1, t0, t1, out)  # fmt: skip
 
         self.run(task, 0, m1 - m0)
@@ -148,7 +152,7 @@ def divergence(
         while True:
             out[m0:m1] = sums.sum(axis=1)
             allowed = RELATIVE_ERROR * np.maximum(sums, out[m0:m1, None] * share)
-            redo = (error_bounds(sums, scale, problem.steps, problem.chunks, metric) > allowed) & ~done
+            redo = (error_bounds(sums, scale, problem.roundings, metric) > allowed) & ~done
             if not redo.any():
                 break
             rows, tiles = (np.ascontiguousarray(index) for index in np.nonzero(redo))

@@ -10,35 +10,52 @@ __all__ = ["Jacobi", "cell_rules"]
 
 Array = NDArray[np.float64]
 
-RANK = 1e-13  # share of a Gram matrix below which a direction is rounding
-OUTSIDE = 4.0  # where the nodes of such directions go, away from [-1, 1]
+RANK = 3e-15  # share of a cell's weight below which the norm of a polynomial is rounding
+OUTSIDE = 1e-10  # how far beyond its cell a node may be for rounding
 BREAKDOWN = 1e-14  # share of the support's width below which a recurrence coefficient is rounding
 
 
 def cell_rules(moments: Array) -> tuple[Array, Array]:
     """Return nodes in [-1, 1] and weights, each (cells, n), of measures with the Chebyshev moments (cells, 2n).
 
-    With G = <T_i, T_j> and J = <t T_i, T_j>, i, j < n, the nodes are the eigenvalues of J relative to G. A measure on
-    fewer than n points has a singular G: the directions without mass are left out, and their nodes have weight 0.
+    Measures on fewer than n points, up to rounding, have rules of fewer nodes: those left over have weight 0.
+    """
+    jacobi, rank = cell_jacobi(moments)
+    positions = np.arange(jacobi.shape[1])
+    while True:
+        dropped = positions >= rank[:, None]
+        jacobi[dropped] = 0.0  # rows; the solver reads the lower triangle
+        nodes, vectors = np.linalg.eigh(jacobi)
+        outside = np.abs(nodes).max(axis=1) > 1.0 + OUTSIDE
+        if not outside.any():
+            return np.clip(nodes, -1.0, 1.0), moments[:, :1] * np.square(vectors[:, 0, :])
+        rank[outside] -= 1
+
+
+def cell_jacobi(moments: Array) -> tuple[Array, NDArray[np.intp]]:
+    """Return the Jacobi matrices (lower triangles) and how many of their rows are not rounding.
+
+    Cholesky's factor L of the Gram matrix <T_i, T_j> orthogonalises the Chebyshev polynomials one after the other,
+    which keeps the low moments to the last digit, and with c_0 = 1, c_k = 1/2 gives the matrix: on its diagonal
+    c_k L_k+1,k / L_kk - c_k-1 L_k,k-1 / L_k-1,k-1, beside it c_k L_k+1,k+1 / L_kk.
     """
     n = moments.shape[1] // 2
-    i, j = np.indices((n, n))
-    gram = 0.5 * (moments[:, i + j] + moments[:, abs(i - j)])
-    up, down = moments[:, np.minimum(i + 1 + j, 2 * n - 1)], moments[:, abs(i + 1 - j)]
-    across, back = moments[:, abs(i - 1) + j], moments[:, abs(abs(i - 1) - j)]
-    shifted = 0.25 * (
-        up + down + across + back
-    )  # t T_i = (T_(i+1) + T_|i-1|)/2, the product with T_j likewise
-    share, basis = np.linalg.eigh(gram)
-    kept = share > RANK * share[:, -1:]
-    scale = np.where(kept, 1.0 / np.sqrt(np.where(kept, share, 1.0)), 0.0)
-    basis_t = np.swapaxes(basis, 1, 2)
-    jacobi = scale[:, :, None] * (basis_t @ shifted @ basis) * scale[:, None, :]
-    jacobi += np.where(kept, 0.0, OUTSIDE)[:, :, None] * np.eye(n)
-    nodes, vectors = np.linalg.eigh(jacobi)
-    first = np.where(kept, np.sqrt(np.maximum(share, 0.0)) * basis[:, 0, :], 0.0)
-    weights = np.square((np.swapaxes(vectors, 1, 2) @ first[:, :, None])[:, :, 0])
-    return np.clip(nodes, -1.0, 1.0), weights
+    total = moments[:, 0]
+    i, j = np.indices((n + 1, n))
+    factor = 0.5 * (moments[:, i + j] + moments[:, abs(i - j)])
+    jacobi, rank = np.zeros((len(moments), n, n)), np.zeros(len(moments), dtype=np.intp)
+    before, ratio_before = np.sqrt(total), np.zeros(len(moments))
+    for k in range(n):
+        rest = factor[:, k:, k] - np.einsum("cij,cj->ci", factor[:, k:, :k], factor[:, k, :k])
+        rank += (rank == k) & (rest[:, 0] > RANK * total)
+        norm = np.sqrt(np.maximum(rest[:, 0], RANK * total))
+        factor[:, k:, k] = rest / norm[:, None]
+        ratio = (0.5 if k else 1.0) * factor[:, k + 1, k] / norm
+        jacobi[:, k, k] = ratio - ratio_before
+        if k > 0:
+            jacobi[:, k, k - 1] = (0.5 if k > 1 else 1.0) * norm / before
+        before, ratio_before = norm, ratio
+    return jacobi, rank
 
 
 class Jacobi:

@@ -18,16 +18,17 @@ RELATIVE_ERROR = 5e-11  # what rounding in the fast kernel may contribute; the c
 BLOCK = TILE << 10  # eigenvalues whose weights are formed at a time
 
 
-def error_bounds(sums: Array, scale: Array, steps: int, chunks: int, metric: str) -> Array:
+def error_bounds(sums: Array, scale: Array, roundings: float, metric: str) -> Array:
     """Bound the rounding error of the fast kernel's tile sums.
 
-    The logarithm x of a ratio carries an error of at most `delta`: in units of 2**-53, one for each of the N multiply-
-    adds of both polynomials and four for each chunk (two coefficients, a quotient, a product), doubled by the square,
-    and a few more. With f the divergence as a function of x, |f'(x)| <= sqrt(2 f) + f for the entropies, so the error
-    of a tile is at most delta (sqrt(2 C F) + F) + delta^2 C by Cauchy-Schwarz, F the tile's sum and C its weights. For
-    w2 the relative error of both standard deviations is delta, and C is the sum of weight times target variance.
+    The logarithm x of a ratio carries an error of at most `delta`, in units of 2**-53 the number of `roundings`: one
+    for each of the N multiply-adds of both polynomials (three for a factor: product, sum, product) and four for each
+    chunk (two coefficients, a quotient, a product), doubled by the square, and a few more. With f the divergence as a
+    function of x, |f'(x)| <= sqrt(2 f) + f for the entropies, so the error of a tile is at most
+    delta (sqrt(2 C F) + F) + delta^2 C by Cauchy-Schwarz, F the tile's sum and C its weights. For w2 the relative error
+    of both standard deviations is delta, and C is the sum of weight times target variance.
     """
-    delta = UNIT_ROUNDOFF * (4.0 * steps + 8.0 * chunks + 8.0)
+    delta = UNIT_ROUNDOFF * roundings
     first = 2.0 if metric == "w2" else math.sqrt(2.0)
     positive = np.maximum(sums, 0.0)
     return delta * (first * np.sqrt(scale * positive) + 2.0 * positive) + delta * delta * scale

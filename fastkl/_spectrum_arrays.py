@@ -15,6 +15,7 @@ __all__ = [
     "eigenvalue_array",
     "mean_array",
     "same",
+    "whole",
 ]
 
 _LEAST, _LARGEST = 1e-30, 1e30  # of variances and of counts
@@ -75,3 +76,8 @@ def check_mean(name: str, array: _Array, first: int = 0) -> None:
 def same(a: _Array | None, b: _Array | None, default: float) -> bool:
     """Whether two arrays of one length are equal, where None stands for an array of `default`."""
     return a is b or bool(np.all((default if a is None else a) == (default if b is None else b)))
+
+
+def whole(total: float) -> int | float:
+    """Return a sum of counts, as an int if it is one up to the rounding of a sum."""
+    return round(total) if abs(total - round(total)) <= 1e-13 * total else total

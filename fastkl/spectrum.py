@@ -9,7 +9,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastkl._spectrum_arrays import check_counts, check_range, count_array, eigenvalue_array, mean_array, same
+from fastkl._spectrum_arrays import (
+    check_counts,
+    check_range,
+    count_array,
+    eigenvalue_array,
+    mean_array,
+    same,
+    whole,
+)
 from fastkl._spectrum_sources import SpectrumSources
 from fastkl._validation import choice, integer, read_only, real_array, real_number
 
@@ -110,8 +118,7 @@ class Spectrum(SpectrumSources):
         """Number of directions: the sum of the counts, an int where that is whole."""
         if self._counts is None:
             return len(self)
-        total = float(self._counts.sum())
-        return int(total) if total.is_integer() else total
+        return whole(float(self._counts.sum()))
 
     @property
     def total_variance(self) -> float:

@@ -20,6 +20,7 @@ import math
 import numpy as np
 
 from fastkl.kernels.compiling import as_bits, entry_point, fma, from_bits, kernel
+from fastkl.kernels.factors import quotient_of_factors
 from fastkl.kernels.pairs import pair_add, pair_multiply, pair_product
 from fastkl.kernels.quotients import MAX_DEGREE, quotient_to_degree_8, quotient_to_degree_16
 
@@ -95,7 +96,21 @@ def expand(levels, prior, degree, q, p):
 
 
 @kernel
-def quotient(x, top, bottom, a, b, product):
+def quotient(x, levels, prior, q, p, inverse, a, b, product):
+    """Write Q/P, or P/Q if inverse, to the first x.size elements of product.
+
+    Where q and p have no chunks the factors of the levels are multiplied one by one.
+    """
+    if q.shape[0] == 0:
+        quotient_of_factors(x, levels, start_deviation(levels[0], prior), inverse, a, b, product)
+    elif inverse:
+        quotient_of_polynomials(x, p, q, a, b, product)
+    else:
+        quotient_of_polynomials(x, q, p, a, b, product)
+
+
+@kernel
+def quotient_of_polynomials(x, top, bottom, a, b, product):
     """Write the product over chunks of top(x)/bottom(x) to the first x.size elements of product."""
     for chunk in range(top.shape[0]):
         out = product if chunk == 0 else a
@@ -257,10 +272,10 @@ def tile_sum(x, weights, by_products, levels, q, p, prior, metric, a, b, terms):
         mean_kl_terms(x, weights, levels[0], terms)
         return sum_tile(terms, x.size)
     if metric >= W2:
-        quotient(x, q, p, a, b, terms)
+        quotient(x, levels, prior, q, p, False, a, b, terms)
         distance_terms(x, weights, levels, prior, exact, metric, terms)
         return sum_tile(terms, x.size)
-    quotient(x, p, q, a, b, terms)
+    quotient(x, levels, prior, q, p, True, a, b, terms)
     inverse_ratio(x, levels, exact, terms)
     if metric == JEFFREYS:
         for j in range(x.size):
@@ -278,12 +293,12 @@ def tile_sums(eigenvalues, weights, by_products, levels, prior, degree, metric, 
     """Write to out[m, t] the divergence of candidate m summed over tile t, for m0 <= m < m1 and t0 <= t < t1.
 
     eigenvalues (d,); weights (d,), or ones (TILE,) that serve every tile; by_products: all weights are 1 and products
-    of eight ratios cannot overflow; levels (M, N+1); out (M, tiles).
+    of eight ratios cannot overflow; levels (M, N+1); degree of the polynomials, 0 to multiply factors; out (M, tiles).
     """
-    chunks = (levels.shape[1] + degree - 2) // degree
+    chunks = (levels.shape[1] + degree - 2) // degree if degree else 0
     q = np.empty((m1 - m0, chunks, degree + 1))
     p = np.empty((m1 - m0, chunks, degree + 1))
-    for m in range(m0, m1):
+    for m in range(m0, m1 if degree else m0):
         expand(levels[m], prior, degree, q[m - m0], p[m - m0])
     a, b, terms = np.empty(TILE), np.empty(TILE), np.empty(TILE)
     for tile in range(t0, t1):
@@ -308,7 +323,7 @@ def variances(eigenvalues, levels, prior, degree, m0, m1, t0, t1, out):
         first = levels[m, 0]
         for begin in range(t0 * TILE, min(t1 * TILE, eigenvalues.size), TILE):
             x = eigenvalues[begin : begin + TILE]
-            quotient(x, q, p, a, b, gain)
+            quotient(x, levels[m], prior, q, p, False, a, b, gain)
             for j in range(x.size):
                 out[m, begin + j] = gain[j] * gain[j]
             if prior == EXACT and not math.isinf(first):

@@ -118,8 +118,8 @@ def test_bad_values_are_refused_before_the_work(capsys, tmp_path, rng):
     refused(capsys, "shrinkage", path, "--shrinkage", "1.5")
     refused(capsys, "shrinkage", path, "--shrinkage", "much")
     refused(capsys, "--size: must be an integer above 0", path, "--size", "0")
-    np.savez(tmp_path / "rtol.npz", eigenvalues=[1.0], rtol=2.0)
-    refused(capsys, "rtol = 2.0: must be below 1", tmp_path / "rtol.npz")
+    np.savez(tmp_path / "rtol.npz", eigenvalues=[1.0], rtol=-1.0)
+    refused(capsys, "rtol = -1.0: must be at least 0", tmp_path / "rtol.npz")
 
 
 def test_samples_are_not_taken_for_a_spectrum(capsys, tmp_path, rng):

@@ -32,6 +32,8 @@ PROMISED = {
     },
     "discretize": {"uniform", "quadratic", "power_uniform", "karras", "exponential", "tangent", "geodesic"},
     "divergence": set(),
+    "search": set(),
+    "SearchResult": {"as_dict"},
     "output_variance": set(),
     "trajectory": set(),
     "theory": {"best_gamma", "expansion", "geodesic_levels", "tangent_gamma"},
@@ -119,7 +121,9 @@ def test_the_top_level_offers_what_is_promised():
             assert callable(getattr(owner, member)), f"{name}.{member}"
 
 
-@pytest.mark.parametrize("module", ["evaluate", "moments", "spectrum", "schedule", "discretize", "theory"])
+@pytest.mark.parametrize(
+    "module", ["_search", "evaluate", "moments", "spectrum", "schedule", "discretize", "theory"]
+)
 def test_all_of_each_module_exists_and_is_documented(module):
     loaded = importlib.import_module(f"fastkl.{module}")
     for name in loaded.__all__:

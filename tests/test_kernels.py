@@ -11,7 +11,7 @@ from cases import METRICS, PRIORS
 from numba import njit
 
 from fastkl import _cpu
-from fastkl.kernels import compiling, ddim_compensated, ddim_horner, pairs
+from fastkl.kernels import compiling, ddim_compensated, ddim_horner, factors, pairs
 from fastkl.kernels.ddim_horner import LANES, MAX_DEGREE, TILE
 
 CONTEXT = mpmath.MPContext()
@@ -201,8 +201,8 @@ def test_expand(rng, steps, first):
         for chunk in range(q.shape[0]):
             top, bottom = chunk_factors(levels, chunk * degree, min(steps, (chunk + 1) * degree))
             scale = deviation if chunk == 0 and first is None else 1.0
-            for got, factors, factor in ((q[chunk], top, scale), (p[chunk], bottom, 1.0)):
-                true = [factor * float(c) for c in polynomial(factors)]
+            for got, linear, factor in ((q[chunk], top, scale), (p[chunk], bottom, 1.0)):
+                true = [factor * float(c) for c in polynomial(linear)]
                 np.testing.assert_array_equal(got[: degree + 1 - len(true)], 0.0)
                 np.testing.assert_allclose(got[degree + 1 - len(true) :], true, rtol=1e-14)
 
@@ -213,12 +213,40 @@ def test_quotient_of_every_degree(rng, degree):
         x = 10 ** rng.uniform(-3, 3, size)
         top, bottom = 10 ** rng.uniform(-3, 3, (2, 3, degree + 1))
         a, b, product = scratch(3)
-        ddim_horner.quotient(_cpu.read_only(x), top, bottom, a, b, product)
+        ddim_horner.quotient_of_polynomials(_cpu.read_only(x), top, bottom, a, b, product)
         true = np.prod(
             [np.polyval(t, x) / np.polyval(u, x) for t, u in zip(top, bottom, strict=True)], axis=0
         )
         np.testing.assert_allclose(product[:size], true, rtol=1e-13)
         assert np.isnan(product[size:]).all()
+
+
+@pytest.mark.parametrize("first", [None, INF])
+@pytest.mark.parametrize("steps", [*range(1, 18), 31, 32, 33])
+def test_quotient_of_factors(rng, steps, first):
+    levels = np.sort(10 ** rng.uniform(-3, 3, steps + 1))[::-1].copy()
+    levels[0] = levels[0] if first is None else first
+    pairs_of_levels = list(itertools.pairwise(levels))[0 if first is None else 1 :]
+    start = 1.7 if first is None else 1.7 * levels[1]
+    for size in (1, 3, 8, 100, 512):
+        x = 10 ** rng.uniform(-3, 3, size)
+        true = start * np.prod([(x + s * t) / (x + s * s) for s, t in pairs_of_levels], axis=0)
+        for inverse in (False, True):
+            a, b, out = scratch(3)
+            factors.quotient_of_factors(_cpu.read_only(x), _cpu.read_only(levels), 1.7, inverse, a, b, out)
+            np.testing.assert_allclose(out[:size], 1 / true if inverse else true, rtol=1e-13)
+            assert np.isnan(out[size:]).all()
+
+
+@pytest.mark.parametrize("value", [1e-30, 1e30])
+def test_products_of_factors_at_the_ends_of_their_range_do_not_overflow(value):
+    """All factors as large, or as small, as validation lets them be."""
+    levels = math.sqrt(value) * (1 - 1e-6 * np.arange(34))
+    true = math.prod((value + s * t) / (value + s * s) for s, t in itertools.pairwise(levels))
+    a, b, out = scratch(3)
+    x = _cpu.read_only(np.full(9, value))
+    factors.quotient_of_factors(x, _cpu.read_only(levels), 1.0, False, a, b, out)
+    np.testing.assert_allclose(out[:9], true, rtol=1e-13)
 
 
 @pytest.mark.parametrize("steps", LENGTHS)
@@ -235,7 +263,7 @@ def test_chunks_of_every_length(rng, steps):
         q, p = expanded(levels, "exact", degree)
         assert q.shape[0] == chunks
         a, b, product = scratch(3)
-        ddim_horner.quotient(_cpu.read_only(x), q, p, a, b, product)
+        ddim_horner.quotient_of_polynomials(_cpu.read_only(x), q, p, a, b, product)
         np.testing.assert_allclose(product[:50], true, rtol=1e-13 if steps < 100 else 1e-12)
 
 
@@ -250,7 +278,7 @@ def test_polynomials_at_the_ends_of_their_range_do_not_overflow(span):
         for prior in PRIORS:
             q, p = expanded(levels, prior, degree)
             a, b, product = scratch(3)
-            ddim_horner.quotient(_cpu.read_only(x), q, p, a, b, product)
+            ddim_horner.quotient_of_polynomials(_cpu.read_only(x), q, p, a, b, product)
             deviation = {
                 "vp": math.hypot(1, levels[0]),
                 "ve": levels[0],

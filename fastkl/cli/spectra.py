@@ -127,7 +127,7 @@ def _spectrum(name: str, arrays: dict[str, NDArray[Any]]) -> Spectrum:
             f"{name}: must hold one unnamed array or eigenvalues, with counts and mean if it has them, found {found}"
         )
     spectrum = Spectrum(arrays["eigenvalues"], arrays.get("counts"), arrays.get("mean"))
-    rtol = real_number("rtol", arrays.get("rtol", 0.0), at_least=0.0, below=1.0)
+    rtol = real_number("rtol", arrays.get("rtol", 0.0), at_least=0.0)
     return Spectrum._trusted(spectrum.eigenvalues, spectrum.counts, spectrum.mean, rtol)
 
 

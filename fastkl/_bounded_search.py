@@ -1,0 +1,221 @@
+"""The best path under w2, and the proof, although w2 is not convex in what the steps lose.
+
+h(y) = (1 - exp(-y/2))^2 is convex up to y = 2 log 2 and bounded beyond. Every path that beats the best one found has
+each y_j within a box [L_j, U_j], on which the convex envelope of h takes its place: h up to the point where the chord
+to (U, h(U)) touches it, then the chord. What the envelope's bound does not exclude tightens the box: the least and the
+largest y_j over all paths whose linearised cost stays below the best value, bounded by a shortest path with the cost
+mu * linearised cost -+ S_j for a few mu. A smaller box has a tighter envelope, and so on.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastkl._convex_search import ConvexSearch, Outcome, Tangent
+from fastkl._objective import Objective
+from fastkl._threads import run_all, thread_count
+
+__all__ = ["BoundedSearch"]
+
+Array = NDArray[np.float64]
+
+INFLECTION = 2.0 * math.log(2.0)
+MOST_ROUNDS = 12
+FEWEST_CHANGE = 0.02  # of a box's width that a round must take away to be worth another
+CUTS = 3  # shortest paths for each side of an entry's interval
+NEGLIGIBLE = 1e-3  # share of the gap that an entry's envelope may make up and still be left alone
+FLAT = 1e-3  # curvature, relative to the weight, that stands for that of a chord
+QUICK_EFFORT = 1 << 24  # steps looked at in an enumeration before another round
+ROUNDING = 1e-11  # in bounds of the box
+
+
+class Envelope(Objective):
+    """The convex envelope of w2 on a box of y; equal to it where the box lies below the inflection."""
+
+    def __init__(self, whole: Objective, low: Array, high: Array) -> None:
+        self.__dict__.update(whole.__dict__)
+        low, high = low[: self.directions], high[: self.directions]
+        self.start = np.where(high > INFLECTION, np.maximum(touching(high), low), np.inf)
+        self.chord = np.isfinite(self.start)
+        start = np.where(self.chord, self.start, 0.0)
+        width = np.where(self.chord, np.maximum(high - start, 1e-300), 1.0)
+        self.height = distance(start)
+        self.slope = np.where(self.chord, (distance(high) - self.height) / width, 0.0)
+        self.straight = self.chord & (low >= self.start)  # the chord is all of it
+        self.start = np.where(self.straight, -np.inf, self.start)
+        self.height = np.where(self.straight, self.height - self.slope * start, self.height)
+        self.origin = np.where(self.straight, 0.0, start)
+
+    def value(self, y: Array) -> Array:
+        """Return the envelope's sum."""
+        y, shrunk = self._parts(y)
+        terms = self.terms(y)
+        return np.asarray(terms @ self.weights[: self.directions] + shrunk @ self.weights[self.directions :])
+
+    def terms(self, y: Array) -> Array:
+        """Return the terms of the directions, without weights."""
+        beyond = y > self.start
+        chord = self.height + self.slope * (y - self.origin)
+        return np.where(beyond, chord, distance(np.where(beyond, 0.0, y)))
+
+    def gradient(self, y: Array) -> Array:
+        """Return the envelope's derivatives."""
+        y, shrunk = self._parts(y)
+        beyond = y > self.start
+        q = np.exp(-0.5 * np.where(beyond, 0.0, y))
+        return self.weights * np.append(np.where(beyond, self.slope, (1.0 - q) * q), -shrunk)
+
+    def curvature(self, y: Array) -> Array:
+        """Return the envelope's second derivatives, on chords a small number instead."""
+        y, shrunk = self._parts(y)
+        beyond = y > self.start
+        q = np.exp(-0.5 * np.where(beyond, 0.0, y))
+        return self.weights * np.append(np.where(beyond, FLAT, np.maximum(q * (q - 0.5), FLAT)), shrunk)
+
+
+def distance(y: Array) -> Array:
+    """Return h(y)."""
+    return np.asarray(np.square(np.expm1(-0.5 * y)))
+
+
+def touching(high: Array) -> Array:
+    """Return where the chord to (U, h(U)) touches h from above, by bisection; the chord is above h beyond it.
+
+    Returned is the left end of the last interval: the chord from there lies below h as well.
+    """
+    left, right = np.zeros_like(high), np.full_like(high, INFLECTION)
+    top = np.maximum(high, INFLECTION)
+    for _ in range(60):
+        middle = 0.5 * (left + right)
+        q = np.exp(-0.5 * middle)
+        below = (1.0 - q) * q * (top - middle) < distance(top) - distance(middle)
+        left, right = np.where(below, middle, left), np.where(below, right, middle)
+    return left
+
+
+class BoundedSearch(ConvexSearch):
+    """Search under w2."""
+
+    def run(self, steps: int, deadline: float, prove: bool, slack: float) -> Outcome:
+        """Search for the best path of `steps` steps; `slack` is the relative error of the objective itself."""
+        outcome = Outcome([], [])
+        weights = self.objective.weights.copy()
+        weights[self.objective.directions :] = 0.0
+        _, path = self._shortest(self.grid.linearised(weights, steps), weights, steps)
+        self.take_in(outcome, path[None])
+        low, high = self.widest_box()
+        for _ in range(MOST_ROUNDS if prove else 1):
+            self.improve(outcome)
+            high = np.minimum(high, self.worth(outcome.best * (1.0 + slack)))
+            envelope = Envelope(self.objective, low, high)
+            best = outcome.paths[int(np.argmin(outcome.values))]
+            tangent = self.lift(outcome, envelope, best, steps, deadline, prove)
+            self.improve(outcome)
+            assert tangent is not None
+            if not prove or time.monotonic() > deadline:
+                return outcome
+            self.enumerate(outcome, tangent, steps, deadline, slack, QUICK_EFFORT)
+            if outcome.complete:
+                return outcome
+            change = self.tighten(outcome, envelope, tangent, low, high, steps, deadline, slack)
+            if change < FEWEST_CHANGE:
+                break
+        self.enumerate(outcome, tangent, steps, deadline, slack)
+        return outcome
+
+    def widest_box(self) -> tuple[Array, Array]:
+        """Return bounds of y over all paths: no loss at all, and the losses of the coarsest paths."""
+        values = self.objective.eigenvalues
+        low, high = self.offsets.min(axis=0) - ROUNDING, np.full(len(values), -np.inf)
+        levels = np.square(self.grid.levels)
+        for start, offset in zip(
+            self.starts, self.offsets, strict=True
+        ):  # leaving out levels only adds losses
+            if np.isinf(levels[start]):
+                finite = levels[np.isfinite(levels)][:, None]
+                loss = (np.log1p(values / finite) + np.log1p(finite / values)).max(axis=0)
+            else:
+                loss = np.log1p(levels[start] / values)
+            high = np.maximum(high, loss + offset + ROUNDING)
+        return low, high
+
+    def worth(self, best: float) -> Array:
+        """Return above which y an entry alone costs more than the best value."""
+        share = np.sqrt(np.minimum(best / self.objective.weights, 1.0))
+        with np.errstate(divide="ignore"):
+            limit = -2.0 * np.log1p(-share) + ROUNDING
+        limit[self.objective.directions :] = np.inf
+        return np.asarray(limit)
+
+    def tighten(
+        self,
+        outcome: Outcome,
+        envelope: Envelope,
+        tangent: Tangent,
+        low: Array,
+        high: Array,
+        steps: int,
+        deadline: float,
+        slack: float,
+    ) -> float:
+        """Shrink the box in place where the envelope loses most; return the largest relative change."""
+        y = self.points(outcome.paths[int(np.argmin(outcome.values))][None])[0][0]
+        spread = self.objective.directions
+        loss = envelope.weights[:spread] * (distance(y[:spread]) - envelope.terms(y[:spread]))
+        entries = np.flatnonzero(loss > NEGLIGIBLE * (outcome.best - outcome.bound))
+        widths = high[entries] - low[entries]
+
+        def task(entry: int) -> None:
+            if time.monotonic() > deadline:
+                return
+            for sign, side in ((1.0, high), (-1.0, low)):
+                limit = sign * self.extreme(entry, sign, outcome, tangent, float(y[entry]), steps, slack)
+                side[entry] = min(side[entry], limit) if sign > 0.0 else max(side[entry], limit)
+
+        run_all(task, ((int(entry),) for entry in entries), thread_count(None))
+        return float(np.max(1.0 - (high[entries] - low[entries]) / widths, initial=0.0))
+
+    def extreme(
+        self,
+        entry: int,
+        sign: float,
+        outcome: Outcome,
+        tangent: Tangent,
+        known: float,
+        steps: int,
+        slack: float,
+    ) -> float:
+        """Return a bound of sign * y[entry] over all paths that the tangent does not exclude.
+
+        For any mu >= 0 it is mu * allowed - min over paths (mu * linearised cost - sign * y): convex in mu, and every
+        path found gives a line below it. The next mu is where a rising and a falling line meet.
+        """
+        allowed = outcome.best * (1.0 + slack) - tangent.constant + tangent.rounding
+        least = tangent.bound - tangent.constant + tangent.rounding
+        unit = np.zeros(len(tangent.weights))
+        unit[entry] = sign
+        mu = 1.0 / max(allowed - least, 1e-300)
+        rising, falling, best = (sign * known, allowed - least), None, math.inf
+        for _ in range(CUTS):
+            weights = mu * tangent.weights - unit
+            linear = self.grid.linearised(weights, steps)
+            totals = linear.costs[self.starts, steps - 1] + self.offsets @ weights + mu * self.constants
+            start = int(np.argmin(totals))
+            point, constant = self.points(linear.path(int(self.starts[start]), steps)[None])
+            cost = float(point[0] @ tangent.weights + constant[0])
+            scale = float(np.abs(weights) @ np.abs(point[0])) + mu * abs(allowed)
+            best = min(best, mu * allowed - float(totals[start]) + ROUNDING * scale)
+            line = (sign * float(point[0, entry]), allowed - cost)
+            if line[1] > 0.0:
+                rising = line
+            else:
+                falling = line
+            if falling is None:
+                mu *= 0.25
+            else:
+                mu = max((falling[0] - rising[0]) / (rising[1] - falling[1]), 0.0)
+        return best
