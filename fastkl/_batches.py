@@ -17,6 +17,7 @@ from fastkl._validation import real_array
 __all__ = ["ArraySamples", "BatchSamples", "open_samples"]
 
 _BLOCK = 1 << 21  # elements of the float64 working copy of samples: 16 MiB
+_FEW = 8
 _LARGEST = 1e15
 _RULE = "must be finite and at most 1e15 in magnitude"
 
@@ -45,13 +46,13 @@ class ArraySamples:
         """Whether no file backs the array."""
         return _map_below(self.array) is None
 
-    def blocks(self, advance: Advance) -> Iterator[_Array]:
+    def blocks(self, advance: Advance, least_rows: int = 1) -> Iterator[_Array]:
         """Yield all samples as (k, d) float64 blocks, which the next block overwrites; `advance` takes each k."""
-        step = _rows_of_block(self.d)
+        step = _rows_of_block(self.d, least_rows)
         parts = (
             (self.name, start, self.array[start : start + step]) for start in range(0, len(self.array), step)
         )
-        for block in _blocks(parts, self.d):
+        for block in _blocks(parts, self.d, step):
             yield block
             self._let_go()
             advance(len(block))
@@ -61,14 +62,18 @@ class ArraySamples:
         n = len(self.array)
         width = min(self.d, max(1, _BLOCK // n))
         buffer = np.empty(n * width)
+        rows = (
+            n if self._map is None else _FEW
+        )  # what the system reads around a few features of a row adds up
         start = 0
         for index in _feature_blocks(self.shape, width):
             part = self.array[(slice(None), *index)]
             block = buffer[: part.size].reshape(n, -1)
-            _copy(self._named(index), 0, part, block)
+            for row in range(0, n, rows):
+                _copy(self._named(index), row, part[row : row + rows], block[row : row + rows])
+                self._let_go()
             yield slice(start, start + block.shape[1]), block
             start += block.shape[1]
-            self._let_go()
 
     def _named(self, index: tuple[slice, ...]) -> str:
         """What to call a part of the array in an error message."""
@@ -100,14 +105,15 @@ class BatchSamples:
         self.d = math.prod(self.shape)
         _check_features(f"batch 0 of {name}", first)
 
-    def blocks(self, advance: Advance) -> Iterator[_Array]:
+    def blocks(self, advance: Advance, least_rows: int = 1) -> Iterator[_Array]:
         """Yield all samples as (k, d) float64 blocks, which the next block overwrites; `advance` takes each k.
 
         The rows of blocks do not depend on how the samples are cut into batches.
         """
-        batches, self._next = self._next, None
+        batches, self._next = self._next or iter(self._batches), None
+        step = _rows_of_block(self.d, least_rows)
         count = 0
-        for block in _blocks(self._parts(iter(self._batches) if batches is None else batches), self.d):
+        for block in _blocks(self._parts(batches), self.d, step):
             yield block
             count += len(block)
             advance(len(block))
@@ -184,13 +190,12 @@ def _check_features(name: str, array: NDArray[Any]) -> None:
         raise ValueError(f"{name}: must have at least one feature, got shape {array.shape}")
 
 
-def _rows_of_block(d: int) -> int:
-    return max(1, _BLOCK // d)
+def _rows_of_block(d: int, least: int) -> int:
+    return max(least, _BLOCK // d)
 
 
-def _blocks(parts: Iterable[_Part], d: int) -> Iterator[_Array]:
-    """Copy parts of any lengths into blocks of one length (the last may be shorter)."""
-    step = _rows_of_block(d)
+def _blocks(parts: Iterable[_Part], d: int, step: int) -> Iterator[_Array]:
+    """Copy parts of any lengths into blocks of `step` rows (the last may have fewer)."""
     buffer: _Array | None = None  # of untouched memory, so that few samples cost little
     used = 0
     for name, start, part in parts:

@@ -72,9 +72,13 @@ class SpectrumSources:
         floor: float = 0.0,
         *,
         method: str = "auto",
+        shrinkage: str | float | None = None,
+        probes: int = 16,
+        steps: int = 50,
+        seed: int = 0,
         progress: ProgressOption = False,
     ) -> Spectrum:
-        r"""Spectrum and mean of samples, largest eigenvalue first, in one pass over them.
+        r"""Spectrum and mean of samples, largest eigenvalue first.
 
         The eigenvalues are those of the centred covariance with the factor 1/n,
         :math:`C = \frac1n \sum_k (x_k - m)(x_k - m)^T`, :math:`m = \frac1n \sum_k x_k`: the covariance of the
@@ -87,34 +91,51 @@ class SpectrumSources:
             Magnitudes up to 1e15. A NumPy array or memory map is read in blocks. An iterator, a generator or
             another iterable, such as a data loader, gives batches of any lengths (lists and tuples are arrays).
         floor : float
-            Variance to add to every eigenvalue, as `floored` does.
-        method : {"auto", "covariance", "gram"}
+            Variance to add to every eigenvalue, as `floored` does, after the shrinkage.
+        method : {"auto", "covariance", "gram", "lanczos"}
             ``covariance``: the d x d matrix, in one pass. ``gram``: the n x n matrix of the samples' products,
-            which has the same non-zero eigenvalues; for arrays with n <= d, in two passes. ``auto``: gram where
-            it can and n is at most 12,000, else covariance.
+            which has the same non-zero eigenvalues; for arrays with n <= d, in two passes. ``lanczos``: nodes
+            and counts that stand for the eigenvalues, in ``steps + 1`` passes (twice as many if n <= d, which
+            needs an array). ``auto``: gram for arrays with n <= d and n <= 12,000, else covariance for
+            d <= 12,000, else lanczos.
+        shrinkage : {"ledoit_wolf", "oas"} or float, optional
+            Draw the eigenvalues to their mean, :math:`(1 - a) \lambda_i + a \bar\lambda`, by a = this number
+            within [0, 1] or a coefficient estimated for few samples: Ledoit and Wolf's (by scikit-learn, the
+            extra ``shrinkage``; of an array in memory, of which it makes copies) or the oracle-approximating
+            one (from the eigenvalues; not with ``lanczos``).
+        probes, steps, seed : int
+            Of ``lanczos`` alone: number of random vectors (at least 2), number of products with each (at least
+            2), and the seed of the vectors.
         progress : bool or callable
             True shows a bar where standard error is a terminal (needs the extra ``cli``); a callable is called
-            with what is done and the total (None if not known), in samples or, for ``gram``, in features.
+            with what is done and the total (None if not known), in samples read or, for ``gram``, features;
+            ``lanczos`` counts anew once it knows the mean.
 
         Returns
         -------
         Spectrum
             `d` eigenvalues in descending order, and in `mean` the sample mean's projection on each
             eigenvector, taken with the sign that makes it non-negative. The directions of eigenvalue 0 are
-            turned so that the first of them carries all of the mean that lies among them.
+            turned so that the first of them carries all of the mean that lies among them. By ``lanczos``: up to
+            ``(probes + 1) * steps`` nodes, counts that sum to d, the mean's share of each node, and an estimate
+            in `rtol` of the relative error of divergences.
 
         Raises
         ------
         ValueError
             For fewer than two samples, no features, a 1-D array, batches of different shapes, an element not
-            finite or too large, or a method that the samples do not allow.
+            finite or too large, a number out of its range, a method or shrinkage that the samples do not
+            allow, or samples that differ from pass to pass.
         TypeError
             If `x` is neither an array of real numbers nor an iterable of them.
+        ImportError
+            If an option needs a package that is not installed.
 
         Warns
         -----
         RankDeficientWarning
-            If n <= d: the last d - n + 1 eigenvalues are 0 then, whatever the true ones are.
+            If n <= d and `shrinkage` is None: the last d - n + 1 eigenvalues are 0 then, whatever the true ones
+            are.
 
         Notes
         -----
@@ -124,10 +145,24 @@ class SpectrumSources:
         Eigenvalues within m * eps times the largest of zero, which are rounding errors of the solver, become
         exactly 0. However samples are cut into batches, the result has the same bits.
 
+        ``lanczos``: with p = ``(probes + 1) * steps``, 4 n d p operations for the products, O(min(n, d) p**2)
+        beside them, p vectors of length min(n, d) in memory and blocks of at least 64 samples. Zeros for lack
+        of samples and from features that never change are counted exactly, and so are the eigenvalues that
+        nodes have converged to, of images usually the largest hundreds; the random vectors speak for the
+        others. `rtol` is half the 99.7 % interval of their mean (Student's t) plus twice the change in the last
+        quarter of the steps, for the worst of a family of functions of an eigenvalue that rise and fall as fast
+        as divergences do. It is an estimate, not a bound, and on the careful side: about 1 or more says that the
+        smallest eigenvalues, which decide ``kl`` where there is no floor, are not resolved; ``w2``, which the
+        largest decide, may be good then. A `floor`, more `steps` and more `probes` lower it.
+
         References
         ----------
         Chan, Golub and LeVeque, "Algorithms for computing the sample variance: analysis and recommendations",
-        The American Statistician 37 (1983), 242-247: how blocks are merged.
+        The American Statistician 37 (1983), 242-247: how blocks are merged. Ubaru, Chen and Saad, "Fast
+        estimation of tr(f(A)) via stochastic Lanczos quadrature", SIAM Journal on Matrix Analysis and
+        Applications 38 (2017), 1075-1099. Ledoit and Wolf, "A well-conditioned estimator for large-dimensional
+        covariance matrices", Journal of Multivariate Analysis 88 (2004), 365-411. Chen, Wiesel, Eldar and Hero,
+        "Shrinkage algorithms for MMSE covariance estimation", IEEE Transactions on Signal Processing 58 (2010).
 
         Examples
         --------
@@ -142,14 +177,16 @@ class SpectrumSources:
         ... )
         True
         """
+        from fastkl._lanczos import Options
         from fastkl._rank import warn_of_missing_rank
         from fastkl._samples import spectrum_of_samples
 
         floor = real_number("floor", floor, at_least=0.0)
-        found = spectrum_of_samples(x, method, progress)
+        options = Options(probes, steps, seed)
+        found = spectrum_of_samples(x, floor, method, shrinkage, options, progress)
         values = eigenvalue_array("eigenvalues of x", found.eigenvalues)
-        spectrum = cls._trusted(values, found.counts, found.mean).floored(floor)
-        if found.missing:
+        spectrum = cls._trusted(values, found.counts, found.mean, found.rtol).floored(floor)
+        if found.missing and shrinkage is None:
             warn_of_missing_rank(found.n, found.d, found.missing, floor)
         return spectrum
 

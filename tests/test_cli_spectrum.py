@@ -59,12 +59,22 @@ def test_options_say_what_a_file_holds(capsys, tmp_path, rng):
     assert table == Spectrum.from_samples(np.loadtxt(tmp_path / "table.csv", delimiter=","))
 
 
-def test_shrinkage_is_passed_on(capsys, tmp_path, rng):
-    samples = rng.standard_normal((50, 5))
-    np.save(tmp_path / "samples.npy", samples)
-    for shrinkage in (0.25, "ledoit_wolf"):
-        found = made(capsys, tmp_path, tmp_path / "samples.npy", "--shrinkage", shrinkage)[0]
-        assert found == Spectrum.from_samples(samples, shrinkage=shrinkage)
+@pytest.mark.parametrize("shrinkage", [0.25, 1, "oas", "ledoit_wolf"])
+def test_shrinkage_is_passed_on(capsys, tmp_path, rng, shrinkage):
+    array = pixels(rng, 60, 4, 4)
+    np.save(tmp_path / "samples.npy", array)
+    found = made(capsys, tmp_path, tmp_path / "samples.npy", "--shrinkage", shrinkage)[0]
+    assert found == Spectrum.from_samples(array, shrinkage=shrinkage)
+    found = made(capsys, tmp_path, folder_of(tmp_path, array), "--shrinkage", shrinkage, "--floor", "0")[0]
+    expected = Spectrum.from_samples(2.0 / 255.0 * array - 1.0, shrinkage=shrinkage)
+    np.testing.assert_allclose(found.eigenvalues, expected.eigenvalues, rtol=1e-9)
+
+
+def test_a_missing_extra_is_an_error_in_a_line(capsys, tmp_path, rng, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    monkeypatch.setitem(sys.modules, "sklearn.covariance", None)
+    np.save(tmp_path / "samples.npy", rng.standard_normal((30, 4)))
+    refused(capsys, "pip install 'fastkl[shrinkage]'", tmp_path / "samples.npy", "--shrinkage", "ledoit_wolf")
 
 
 def test_stationary_arrays(capsys, tmp_path, rng):

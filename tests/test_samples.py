@@ -244,7 +244,7 @@ def test_an_error_in_the_iterator_comes_through():
 
 
 BAD_METHODS = [
-    (ONES, "svd", ValueError, r"^method = 'svd': must be one of 'auto', 'covariance', 'gram'"),
+    (ONES, "svd", ValueError, r"^method = 'svd': must be one of 'auto', 'covariance', 'gram', 'lanczos'"),
     (ONES, None, TypeError, r"^method: must be one of"),
     (ONES, "gram", ValueError, r"^method = 'gram': .* n = 3 and d = 2"),
     (iter([ONES.T]), "gram", ValueError, r"^method = 'gram': needs all samples at hand"),

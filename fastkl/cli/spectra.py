@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from fastkl._validation import real_number
@@ -132,11 +133,15 @@ def _spectrum(name: str, arrays: dict[str, NDArray[Any]]) -> Spectrum:
 
 
 def _from_samples(samples: Any, floor: float, reading: Reading) -> Spectrum:
-    """Return the spectrum of samples, with a model of their covariance."""
-    if reading.stationary:
-        reading.refuse("--stationary", "a model of its own", "shrinkage")
-        return Spectrum.from_images(samples, floor, progress=reading.progress)
-    return Spectrum.from_samples(samples, floor, progress=reading.progress)
+    """Return the spectrum of an array or of batches."""
+    try:
+        if reading.stationary:
+            return Spectrum.from_images(samples, floor, progress=reading.progress)
+        if reading.shrinkage == "ledoit_wolf":  # the only one that needs all samples at once
+            samples = np.array(samples) if isinstance(samples, np.ndarray) else np.concatenate(list(samples))
+        return Spectrum.from_samples(samples, floor, shrinkage=reading.shrinkage, progress=reading.progress)
+    except ImportError as error:  # of an extra, which the message names
+        raise InputError(str(error)) from None
 
 
 def check_finite(name: str, spectrum: Spectrum, metric: str) -> None:

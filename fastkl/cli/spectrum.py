@@ -71,7 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     kind.add_argument("--eigenvalues", dest="kind", action="store_const", const="eigenvalues", help=text)
     text = "model of images (n, H, W) or (n, H, W, C) whose covariance is the same everywhere: the power spectrum"
     parser.add_argument("--stationary", action="store_true", help=text)
-    text = "shrink the covariance: ledoit_wolf, oas or a number in [0, 1]"
+    text = "shrink the covariance: ledoit_wolf (which holds all samples in memory), oas or a number in [0, 1]"
     parser.add_argument("--shrinkage", type=coefficient, metavar="NAME", help=text)
     text = "cut images to their middle square and scale it to NxN pixels"
     parser.add_argument("--size", type=positive_integer, metavar="N", help=text)
