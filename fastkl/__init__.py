@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fastkl import discretize, theory
+    from fastkl._denoising import DenoisingFit, PoorFitWarning, fit_denoising_errors
+    from fastkl._rank import RankDeficientWarning
     from fastkl._search import SearchResult, search
     from fastkl._warmup import warmup
     from fastkl.evaluate import divergence, output_variance, trajectory
@@ -21,13 +23,17 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "DenoisingFit": "fastkl._denoising",
     "NoiseSchedule": "fastkl.schedule",
+    "PoorFitWarning": "fastkl._denoising",
+    "RankDeficientWarning": "fastkl._rank",
     "SearchResult": "fastkl._search",
     "Spectrum": "fastkl.spectrum",
     "SpectrumMoments": "fastkl.moments",
     "best_gamma": "fastkl.theory",
     "divergence": "fastkl.evaluate",
     "expansion": "fastkl.theory",
+    "fit_denoising_errors": "fastkl._denoising",
     "output_variance": "fastkl.evaluate",
     "search": "fastkl._search",
     "tangent_gamma": "fastkl.theory",
@@ -35,8 +41,9 @@ _HOMES = {
     "warmup": "fastkl._warmup",
 }
 
-__all__ = ["NoiseSchedule", "SearchResult", "Spectrum", "SpectrumMoments", "__version__", "best_gamma", "discretize",
-           "divergence", "expansion", "output_variance", "search", "tangent_gamma", "theory", "trajectory",
+__all__ = ["DenoisingFit", "NoiseSchedule", "PoorFitWarning", "RankDeficientWarning", "SearchResult", "Spectrum",
+           "SpectrumMoments", "__version__", "best_gamma", "discretize", "divergence", "expansion",
+           "fit_denoising_errors", "output_variance", "search", "tangent_gamma", "theory", "trajectory",
            "warmup"]  # fmt: skip
 
 

@@ -1,22 +1,21 @@
-"""Eigenvalues, and the mean along the eigenvectors, of a covariance matrix or of samples held in memory."""
+"""Eigenvalues, and the mean along the eigenvectors, of a covariance matrix, of samples, or of their Gram matrix."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import scipy.linalg
 from numpy.typing import ArrayLike, NDArray
+from scipy.linalg.blas import dsyr, dsyrk
 
+from fastkl._batches import ArraySamples, BatchSamples
+from fastkl._progress import Advance
 from fastkl._validation import check_all, real_array
 
-__all__ = ["eigenvalues_of_matrix", "eigenvalues_of_samples"]
+__all__ = ["Scatter", "eigenvalues_of_matrix", "from_covariance", "from_gram"]
 
 _EPS = float(np.finfo(np.float64).eps)
-_BLOCK = 1 << 21  # elements of the float64 working copy of samples: 16 MiB
-_LARGEST_AMPLITUDE = np.float64(1e15)  # of a type that float16 samples are promoted to
 
 _Array = NDArray[np.float64]
 
@@ -34,13 +33,6 @@ def eigenvalues_of_matrix(c: ArrayLike) -> _Array:
             f"(the largest is {values[0]:.6g})"
         )
     return _without_rounding(values, eps)
-
-
-def eigenvalues_of_samples(x: ArrayLike) -> tuple[_Array, _Array]:
-    """Eigenvalues (largest first) of the covariance of samples, and mean; see `Spectrum.from_samples`."""
-    samples = _sample_matrix(x)
-    n, d = samples.shape
-    return _from_covariance(samples) if n > d else _from_gram(samples)
 
 
 def _without_rounding(values: _Array, eps: float) -> _Array:
@@ -70,64 +62,76 @@ def _check_symmetric(c: _Array, tolerance: float) -> None:
         )
 
 
-def _sample_matrix(x: ArrayLike) -> NDArray[Any]:
-    """Return samples as (n, d) in their own dtype, without a copy where the memory layout allows it."""
-    array = x if isinstance(x, np.ndarray) else real_array("x", x, ndim=range(65), min_size=0)
-    if array.ndim < 2:
-        raise ValueError(f"x: must have shape (n, ...) with at least two axes, got shape {array.shape}")
-    real_array("x", array[:1], ndim=array.ndim, min_size=0)  # checks the kind of element
-    if len(array) < 2:
-        raise ValueError(f"x: must hold at least 2 samples, got shape {array.shape}")
-    if array.size == 0:
-        raise ValueError(f"x: must have at least one feature, got shape {array.shape}")
-    if not (array.min() >= -_LARGEST_AMPLITUDE and array.max() <= _LARGEST_AMPLITUDE):  # NaN compares False
-        valid = (array >= -_LARGEST_AMPLITUDE) & (array <= _LARGEST_AMPLITUDE)
-        check_all("x", array, valid, "must be finite and at most 1e15 in magnitude")
-    return np.asarray(array).reshape(len(array), -1)
+class Scatter:
+    """Mean of rows and sum of their centred products, updated block by block (Chan, Golub and LeVeque).
+
+    Differences are taken from the first row, so that a large mean costs no digits and constant features are
+    exactly 0.
+    """
+
+    def __init__(self, d: int) -> None:
+        self.count = 0
+        self._origin = np.zeros(d)
+        self._shift = np.zeros(d)  # mean of the rows so far, less the origin
+        self._products = np.zeros((d, d), order="F")  # lower triangle; BLAS updates it in place
+
+    @property
+    def mean(self) -> _Array:
+        """Mean of the rows added, shape (d,)."""
+        return np.asarray(self._origin + self._shift)
+
+    def add(self, block: _Array) -> None:
+        """Add rows, shape (k, d); they are overwritten."""
+        if self.count == 0:
+            self._origin = block[0].copy()
+        block -= self._origin
+        mean = block.mean(axis=0)
+        block -= mean
+        before, self.count = self.count, self.count + len(block)
+        self._products = dsyrk(1.0, block.T, beta=1.0, c=self._products, lower=1, overwrite_c=1)
+        mean -= self._shift
+        if before:
+            weight = before * (len(block) / self.count)
+            self._products = dsyr(weight, mean, a=self._products, lower=1, overwrite_a=1)
+        self._shift += mean * (len(block) / self.count)
+
+    def take_covariance(self) -> _Array:
+        """Covariance with the factor 1/n, lower triangle; the sums are given away, so this is the last call."""
+        covariance = self._products
+        del self._products
+        covariance /= self.count
+        return covariance
 
 
-def _blocks(length: int, width: int) -> Iterator[slice]:
-    """Cut range(length) into slices short enough for a float64 copy of `width` elements each."""
-    step = max(1, _BLOCK // width)
-    return (slice(start, min(start + step, length)) for start in range(0, length, step))
-
-
-def _from_covariance(samples: NDArray[Any]) -> tuple[_Array, _Array]:
-    """Eigenvalues and mean from the d x d covariance."""
-    n, d = samples.shape
-    origin = samples[0].astype(np.float64)  # differences from a sample make constant features exactly 0
-    shift = np.zeros(d)
-    for rows in _blocks(n, d):
-        block = samples[rows].astype(np.float64)
-        block -= origin
-        shift += block.sum(axis=0)
-    shift /= n
-    covariance = np.zeros((d, d))
-    for rows in _blocks(n, d):
-        block = samples[rows].astype(np.float64)
-        block -= origin
-        block -= shift
-        covariance += block.T @ block
-    covariance /= n
+def from_covariance(samples: ArraySamples | BatchSamples, advance: Advance) -> tuple[_Array, _Array]:
+    """Eigenvalues (largest first) and mean of samples, in one pass, from the d x d covariance."""
+    scatter = Scatter(samples.d)
+    for block in samples.blocks(advance):
+        scatter.add(block)
+    covariance = scatter.take_covariance()
     values, vectors = scipy.linalg.eigh(covariance, overwrite_a=True, check_finite=False)
     values = _without_rounding(values[::-1], _EPS)
+    values[scatter.count - 1 :] = 0.0  # centring leaves n - 1 dimensions: the rest is rounding
     rank = int(np.count_nonzero(values))
-    projections = (origin + shift) @ vectors[:, ::-1]
-    mean = np.zeros(d)
+    projections = scatter.mean @ vectors[:, ::-1]
+    mean = np.zeros(samples.d)
     mean[:rank] = np.abs(projections[:rank])
     mean[rank : rank + 1] = np.linalg.norm(projections[rank:])
     return values, mean
 
 
-def _from_gram(samples: NDArray[Any]) -> tuple[_Array, _Array]:
-    """Eigenvalues and mean from the n x n Gram matrix, whose non-zero eigenvalues are the covariance's."""
-    n, d = samples.shape
-    gram, overlap, centre = np.zeros((n, n)), np.zeros(n), np.empty(d)
-    for columns in _blocks(d, n):
-        block = samples[:, columns].astype(np.float64)
+def from_gram(samples: ArraySamples, advance: Advance) -> tuple[_Array, _Array]:
+    """Eigenvalues (largest first) and mean of n <= d samples, in two passes, from the n x n Gram matrix.
+
+    Its non-zero eigenvalues are the covariance's.
+    """
+    n, d = len(samples.array), samples.d
+    gram, overlap, centre = np.zeros((n, n), order="F"), np.zeros(n), np.empty(d)
+    for columns, block in samples.column_blocks():
         centre[columns] = _centred(block)
-        gram += block @ block.T
+        gram = dsyrk(1.0, block.T, beta=1.0, c=gram, trans=1, lower=1, overwrite_c=1)
         overlap += block @ centre[columns]
+        advance(block.shape[1])
     gram /= n
     values, vectors = scipy.linalg.eigh(gram, overwrite_a=True, check_finite=False)
     values = _without_rounding(values[::-1], _EPS)
@@ -140,10 +144,10 @@ def _from_gram(samples: NDArray[Any]) -> tuple[_Array, _Array]:
     # The covariance's eigenvectors are block.T @ kept / sqrt(n * values); `rest` is the mean outside them.
     weights = kept @ (projections / np.sqrt(n * values[:rank]))
     rest = centre.copy()
-    for columns in _blocks(d, n):
-        block = samples[:, columns].astype(np.float64)
+    for columns, block in samples.column_blocks():
         _centred(block)
         rest[columns] -= weights @ block
+        advance(block.shape[1])
     mean[rank] = np.linalg.norm(rest)
     return eigenvalues, mean
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from numpy.typing import ArrayLike
 
+from fastkl._progress import ProgressOption
 from fastkl._spectrum_arrays import eigenvalue_array
 from fastkl._validation import real_number
 
@@ -63,7 +66,18 @@ class SpectrumSources:
         return cls._trusted(values, None, None).floored(floor)
 
     @classmethod
-    def from_samples(cls: type[Spectrum], x: ArrayLike, floor: float = 0.0) -> Spectrum:  # type: ignore[misc]
+    def from_samples(  # type: ignore[misc]
+        cls: type[Spectrum],
+        x: ArrayLike | Iterable[ArrayLike],
+        floor: float = 0.0,
+        *,
+        method: str = "auto",
+        shrinkage: str | float | None = None,
+        probes: int = 16,
+        steps: int = 50,
+        seed: int = 0,
+        progress: ProgressOption = False,
+    ) -> Spectrum:
         r"""Spectrum and mean of samples, largest eigenvalue first.
 
         The eigenvalues are those of the centred covariance with the factor 1/n,
@@ -72,32 +86,83 @@ class SpectrumSources:
 
         Parameters
         ----------
-        x : array_like, shape (n, ...)
-            At least two samples along the first axis, any real dtype, in memory or a memmap; each is
-            flattened to d features. Magnitudes up to 1e15.
+        x : array_like, shape (n, ...), or iterable of array_like, shape (n_k, ...)
+            At least two samples along the first axis, of any real dtype; each is flattened to d features.
+            Magnitudes up to 1e15. A NumPy array or memory map is read in blocks. An iterator, a generator or
+            another iterable, such as a data loader, gives batches of any lengths (lists and tuples are arrays).
         floor : float
-            Variance to add to every eigenvalue, as `floored` does.
+            Variance to add to every eigenvalue, as `floored` does, after the shrinkage.
+        method : {"auto", "covariance", "gram", "lanczos"}
+            ``covariance``: the d x d matrix, in one pass. ``gram``: the n x n matrix of the samples' products,
+            which has the same non-zero eigenvalues; for arrays with n <= d, in two passes. ``lanczos``: nodes
+            and counts that stand for the eigenvalues, in ``steps + 1`` passes (twice as many if n <= d, which
+            needs an array). ``auto``: gram for arrays with n <= d and n <= 12,000, else covariance for
+            d <= 12,000, else lanczos.
+        shrinkage : {"ledoit_wolf", "oas"} or float, optional
+            Draw the eigenvalues to their mean, :math:`(1 - a) \lambda_i + a \bar\lambda`, by a = this number
+            within [0, 1] or a coefficient estimated for few samples: Ledoit and Wolf's (by scikit-learn, the
+            extra ``shrinkage``; of an array in memory, of which it makes copies) or the oracle-approximating
+            one (from the eigenvalues; not with ``lanczos``).
+        probes, steps, seed : int
+            Of ``lanczos`` alone: number of random vectors (at least 2), number of products with each (at least
+            2), and the seed of the vectors.
+        progress : bool or callable
+            True shows a bar where standard error is a terminal (needs the extra ``cli``); a callable is called
+            with what is done and the total (None if not known), in samples read or, for ``gram``, features;
+            ``lanczos`` counts anew once it knows the mean.
 
         Returns
         -------
         Spectrum
             `d` eigenvalues in descending order, and in `mean` the sample mean's projection on each
             eigenvector, taken with the sign that makes it non-negative. The directions of eigenvalue 0 are
-            turned so that the first of them carries all of the mean that lies among them.
+            turned so that the first of them carries all of the mean that lies among them. By ``lanczos``: up to
+            ``(probes + 1) * steps`` nodes, counts that sum to d, the mean's share of each node, and an estimate
+            in `rtol` of the relative error of divergences.
 
         Raises
         ------
         ValueError
-            For fewer than two samples, no features, a 1-D array, or an element not finite or too large.
+            For fewer than two samples, no features, a 1-D array, batches of different shapes, an element not
+            finite or too large, a number out of its range, a method or shrinkage that the samples do not
+            allow, or samples that differ from pass to pass.
         TypeError
-            If `x` is not an array of real numbers.
+            If `x` is neither an array of real numbers nor an iterable of them.
+        ImportError
+            If an option needs a package that is not installed.
+
+        Warns
+        -----
+        RankDeficientWarning
+            If n <= d and `shrinkage` is None: the last d - n + 1 eigenvalues are 0 then, whatever the true ones
+            are.
 
         Notes
         -----
-        Sums are in float64, over blocks of `x`, so no float64 copy of all of it is made. With m = min(n, d)
-        the time is O(n d m + m**3) and the memory a few m x m matrices (for n <= d the n x n Gram matrix is
-        used). Eigenvalues within m * eps times the largest of zero, which are rounding errors of the solver,
-        become exactly 0, and so do the last d - n + 1 if n <= d.
+        Sums are in float64 and relative to the first sample, so a mean much larger than the deviations costs no
+        digits. Time is O(n d m + m**3) and memory two m x m matrices with m = d (covariance) or n (gram), and a
+        block of 16 MiB; no copy of `x` is made, and the pages of a read-only memory map are let go when read.
+        Eigenvalues within m * eps times the largest of zero, which are rounding errors of the solver, become
+        exactly 0. However samples are cut into batches, the result has the same bits.
+
+        ``lanczos``: with p = ``(probes + 1) * steps``, 4 n d p operations for the products, O(min(n, d) p**2)
+        beside them, p vectors of length min(n, d) in memory and blocks of at least 64 samples. Zeros for lack
+        of samples and from features that never change are counted exactly, and so are the eigenvalues that
+        nodes have converged to, of images usually the largest hundreds; the random vectors speak for the
+        others. `rtol` is half the 99.7 % interval of their mean (Student's t) plus twice the change in the last
+        quarter of the steps, for the worst of a family of functions of an eigenvalue that rise and fall as fast
+        as divergences do. It is an estimate, not a bound, and on the careful side: about 1 or more says that the
+        smallest eigenvalues, which decide ``kl`` where there is no floor, are not resolved; ``w2``, which the
+        largest decide, may be good then. A `floor`, more `steps` and more `probes` lower it.
+
+        References
+        ----------
+        Chan, Golub and LeVeque, "Algorithms for computing the sample variance: analysis and recommendations",
+        The American Statistician 37 (1983), 242-247: how blocks are merged. Ubaru, Chen and Saad, "Fast
+        estimation of tr(f(A)) via stochastic Lanczos quadrature", SIAM Journal on Matrix Analysis and
+        Applications 38 (2017), 1075-1099. Ledoit and Wolf, "A well-conditioned estimator for large-dimensional
+        covariance matrices", Journal of Multivariate Analysis 88 (2004), 365-411. Chen, Wiesel, Eldar and Hero,
+        "Shrinkage algorithms for MMSE covariance estimation", IEEE Transactions on Signal Processing 58 (2010).
 
         Examples
         --------
@@ -107,9 +172,104 @@ class SpectrumSources:
         [2.666667, 0.0]
         >>> [round(v, 6) for v in spectrum.mean.tolist()]
         [2.0, 1.0]
+        >>> Spectrum.from_samples([[k, 1], [k + 2, 1]] for k in (0, 2)) == Spectrum.from_samples(
+        ...     [[0, 1], [2, 1], [2, 1], [4, 1]]
+        ... )
+        True
         """
-        from fastkl._covariance import eigenvalues_of_samples
+        from fastkl._lanczos import Options
+        from fastkl._rank import warn_of_missing_rank
+        from fastkl._samples import spectrum_of_samples
 
         floor = real_number("floor", floor, at_least=0.0)
-        values, mean = eigenvalues_of_samples(x)
-        return cls._trusted(eigenvalue_array("eigenvalues of x", values), None, mean).floored(floor)
+        options = Options(probes, steps, seed)
+        found = spectrum_of_samples(x, floor, method, shrinkage, options, progress)
+        values = eigenvalue_array("eigenvalues of x", found.eigenvalues)
+        spectrum = cls._trusted(values, found.counts, found.mean, found.rtol).floored(floor)
+        if found.missing and shrinkage is None:
+            warn_of_missing_rank(found.n, found.d, found.missing, floor)
+        return spectrum
+
+    @classmethod
+    def from_denoising_errors(  # type: ignore[misc]
+        cls: type[Spectrum],
+        sigmas: ArrayLike,
+        errors: ArrayLike,
+        dim: int,
+        floor: float = 0.0,
+        *,
+        noise: ArrayLike = 0.02,
+    ) -> Spectrum:
+        r"""Effective spectrum of a trained model: the Gaussian with the model's denoising errors.
+
+        The non-negative counts :math:`c_i` of a fine grid of variances :math:`\lambda_i` are fitted to
+
+        .. math:: E(\sigma) = \sum_i c_i \frac{\lambda_i \sigma^2}{\lambda_i + \sigma^2}, \qquad
+                  \sum_i c_i \le \mathrm{dim},
+
+        the error that the exact denoiser of a Gaussian makes at noise level :math:`\sigma`.
+
+        Parameters
+        ----------
+        sigmas : array_like, shape (K,)
+            At least 3 distinct noise levels in any order, within [1e-10, 1e10] (data units). They should
+            reach from below the levels that are to be chosen to above them.
+        errors : array_like, shape (K,)
+            The model's expected squared error in predicting x from x + sigma * noise, *summed* over the
+            dimensions and averaged over samples (squared data units), within [1e-25, 1e30].
+        dim : int
+            Number of dimensions of the data, at least 1.
+        floor : float
+            Variance to add to every eigenvalue, as `floored` does.
+        noise : array_like, shape () or (K,)
+            Relative standard error of `errors`, within [1e-6, 0.3].
+
+        Returns
+        -------
+        Spectrum
+            A few eigenvalues in descending order with real counts that add up to `dim`, no mean.
+
+        Raises
+        ------
+        ValueError
+            If an argument is out of its range, or no Gaussian has such errors: they must not exceed
+            sigma**2 * dim, must not fall as sigma grows, and errors / sigma**2 must not grow. Each error is
+            allowed to be off by 3 times its noise.
+        TypeError
+            If an argument is of the wrong kind.
+
+        Warns
+        -----
+        PoorFitWarning
+            If the root mean square of the residual exceeds 2.5 times the noise (5 % by default).
+
+        Notes
+        -----
+        `fastkl.fit_denoising_errors` does the same and returns the residual too; its notes say how the fit
+        is weighted and which variances the errors determine. Dimensions that the errors do not show to
+        vary get eigenvalue 0, for which ``kl`` is not finite: give a floor or use ``w2``. Some milliseconds.
+
+        References
+        ----------
+        Lawson and Hanson, "Solving Least Squares Problems", chapter 23 (non-negative least squares).
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from fastkl import Spectrum
+        >>> sigmas = np.geomspace(0.01, 50.0, 30)
+        >>> errors = 2.0 * sigmas**2 / (2.0 + sigmas**2)  # one direction of variance 2, out of 10
+        >>> Spectrum.from_denoising_errors(sigmas, errors, dim=10, floor=0.01).eigenvalues.round(3)
+        array([2.01, 0.01])
+        """
+        from fastkl._denoising import PoorFitWarning, fit_denoising_errors
+
+        fit = fit_denoising_errors(sigmas, errors, dim, floor, noise=noise)
+        if fit.rms_in_noise > 2.5:
+            warnings.warn(
+                f"the errors are not those of a Gaussian: the best fit is off by {fit.rms:.2g} (relative RMS) and at "
+                f"most {fit.worst:.2g}, {fit.rms_in_noise:.2g} times the stated noise; see fastkl.fit_denoising_errors",
+                PoorFitWarning,
+                stacklevel=2,
+            )
+        return fit.spectrum

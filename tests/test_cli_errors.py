@@ -200,7 +200,7 @@ def test_interrupt_and_want_of_memory(capsys, monkeypatch):
     def stop(*arguments):
         raise stop.error
 
-    monkeypatch.setattr("fastkl.cli.spectrum.read_spectrum", stop)
+    monkeypatch.setattr("fastkl.cli.spectrum.read_data", stop)
     stop.error = KeyboardInterrupt()
     assert run(capsys, "spectrum", "mnist") == (130, "", "")
     stop.error = MemoryError()

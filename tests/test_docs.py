@@ -44,9 +44,8 @@ def public_objects():
             elif inspect.isclass(thing):
                 yield f"{thing.__module__}.{name}"
                 for member, value in inspect.getmembers(thing):
-                    if not member.startswith("_") and (
-                        inspect.isroutine(value) or isinstance(value, property)
-                    ):
+                    inherited = member.startswith("_") or hasattr(BaseException, member)
+                    if not inherited and (inspect.isroutine(value) or isinstance(value, property)):
                         yield f"{thing.__module__}.{name}.{member}"
 
 

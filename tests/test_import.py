@@ -16,8 +16,16 @@ ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("fastkl", "kernels", "tests", "benchmarks", "setup_ext", ".ci")
 # Section 4 of the design, as far as it is built.
 PROMISED = {
-    "Spectrum": {"from_samples", "from_covariance", "power_law", "preset", "compress"},
+    "Spectrum": {
+        "from_samples",
+        "from_covariance",
+        "from_denoising_errors",
+        "power_law",
+        "preset",
+        "compress",
+    },
     "SpectrumMoments": {"add", "from_chunks", "spectrum"},
+    "RankDeficientWarning": set(),
     "NoiseSchedule": {
         *("ddpm_linear", "scaled_linear", "cosine", "sigmoid", "edm", "flow", "tangent"),
         *("from_alphas_cumprod", "from_betas", "sigmas"),
@@ -32,6 +40,9 @@ PROMISED = {
     "tangent_gamma": set(),
     "best_gamma": set(),
     "expansion": set(),
+    "fit_denoising_errors": set(),
+    "DenoisingFit": set(),
+    "PoorFitWarning": set(),
 }
 
 

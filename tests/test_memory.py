@@ -24,6 +24,18 @@ def extra(call):
 
 results()
 """
+# A file of random bytes, whose pages are read into memory when they are touched.
+MAP = """
+import warnings
+warnings.simplefilter("ignore", fastkl.RankDeficientWarning)
+
+def mapped(n, d):
+    rng = np.random.default_rng(0)
+    with open("x.bin", "wb") as file:
+        for _ in range(n):
+            file.write(rng.bytes(d))
+    return np.memmap("x.bin", "uint8", "r", shape=(n, d))
+"""
 # Names are made before the measurement: inputs are not counted, outputs are taken off.
 MEMORY = {
     "contract": (
@@ -64,6 +76,23 @@ MEMORY = {
     "trajectory": (
         "x = np.ones(10**6); s = np.ones((2, 1)) * np.linspace(5, 1, 9)",
         "fastkl.trajectory(x, s)",
+    ),
+    "samples in a memory map of 160 MB": (
+        f"{MAP}\nx = mapped(400_000, 400); fastkl.Spectrum.from_samples(np.eye(400)[:, :9])",
+        "fastkl.Spectrum.from_samples(x)",
+    ),
+    "fewer samples than features, in a memory map of 150 MB": (
+        f"{MAP}\nx = mapped(250, 600_000).view('uint32'); fastkl.Spectrum.from_samples(x[:, :999])",
+        "fastkl.Spectrum.from_samples(x)",
+    ),
+    "samples of many features, in a memory map of 160 MB": (
+        f"{MAP}\nx = mapped(4_000, 40_000); options = dict(method='lanczos', probes=2, steps=2);"
+        "fastkl.Spectrum.from_samples(np.eye(400)[:, :9], **options)",
+        "fastkl.Spectrum.from_samples(x, **options)",
+    ),
+    "samples in 400 MB of batches": (
+        "x = (np.full((1000, 50), 1.0 * k) for k in range(1000)); fastkl.Spectrum.from_samples(np.eye(9)[:, :2])",
+        "fastkl.Spectrum.from_samples(x)",
     ),
     "many tasks": (
         "from fastkl._threads import run_all; from itertools import repeat",

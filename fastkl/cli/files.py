@@ -1,9 +1,11 @@
-"""Numbers from files: NumPy's formats (never unpickled), text and JSON."""
+"""Numbers from files: NumPy's formats (never unpickled), text and JSON; and spectra to files."""
 
 from __future__ import annotations
 
 import json
 import math
+import os
+import secrets
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,18 @@ from numpy.typing import NDArray
 
 from fastkl._validation import real_array
 from fastkl.cli.errors import InputError
+from fastkl.spectrum import Spectrum
 
-__all__ = ["UNNAMED", "arrays_from_numpy", "number", "read_sigmas", "rows_from_text"]
+__all__ = [
+    "UNNAMED",
+    "arrays_from_numpy",
+    "check_output",
+    "number",
+    "read_sigmas",
+    "read_text",
+    "rows_from_text",
+    "write_spectrum",
+]
 
 Array = NDArray[np.float64]
 UNNAMED = "arr_0"  # what NumPy calls an array saved without a name
@@ -40,12 +52,13 @@ def read_sigmas(name: str) -> Array:
 
 
 def arrays_from_numpy(name: str) -> dict[str, NDArray[Any]]:
-    """Return the arrays in an .npz file, or the one in an .npy file under the name UNNAMED."""
+    """Return the arrays in an .npz file, or the one in an .npy file, as a memory map, under the name UNNAMED."""
     try:
         with open(name, "rb") as file:
+            if file.read(len(np.lib.format.MAGIC_PREFIX)) == np.lib.format.MAGIC_PREFIX:
+                return {UNNAMED: np.lib.format.open_memmap(name, mode="r")}
+            file.seek(0)
             loaded = np.load(file, allow_pickle=False)
-            if isinstance(loaded, np.ndarray):
-                return {UNNAMED: loaded}
             return {key: np.asarray(loaded[key]) for key in loaded.files}
     except (OSError, MemoryError):
         raise
@@ -134,3 +147,35 @@ def _finite_or_inf(item: Any) -> Any:
     if isinstance(item, list):
         return [_finite_or_inf(level) if isinstance(level, str) else level for level in item]
     return float("inf") if item == "inf" else item
+
+
+def check_output(name: str, force: bool) -> None:
+    """Raise unless a spectrum can be written under this name; call it before work that would be lost."""
+    path = Path(name)
+    if path.suffix.lower() != ".npz":
+        raise InputError(f"--out {name}: must end in .npz")
+    if not path.parent.is_dir():
+        raise InputError(f"--out {name}: there is no folder {path.parent}")
+    if path.is_dir():
+        raise InputError(f"--out {name}: is a folder")
+    if path.exists() and not force:
+        raise InputError(f"--out {name}: exists already; --force overwrites it")
+
+
+def write_spectrum(name: str, spectrum: Spectrum, force: bool) -> None:
+    """Write a spectrum as an .npz file that `fastkl rank --spectrum` takes: whole, or not at all."""
+    arrays = {"eigenvalues": spectrum.eigenvalues, "counts": spectrum.counts, "mean": spectrum.mean}
+    arrays = {key: value for key, value in arrays.items() if value is not None}
+    path = Path(name)
+    part = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    try:
+        with open(part, "xb") as file:
+            np.savez(file, rtol=np.float64(spectrum.rtol), **arrays)
+            file.flush()
+            os.fsync(file.fileno())
+        check_output(name, force)  # again: much time may have passed
+        os.replace(part, path)
+    except OSError as error:
+        raise InputError(f"--out {name}: {error.strerror or error}") from None
+    finally:
+        part.unlink(missing_ok=True)
