@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fastkl import discretize, theory
+    from fastkl import discretize, samplers, theory
     from fastkl._warmup import warmup
     from fastkl.evaluate import divergence, output_variance, trajectory
     from fastkl.schedule import NoiseSchedule
@@ -31,11 +31,11 @@ _HOMES = {
 }
 
 __all__ = ["NoiseSchedule", "Spectrum", "__version__", "best_gamma", "discretize", "divergence", "expansion",
-           "output_variance", "tangent_gamma", "theory", "trajectory", "warmup"]  # fmt: skip
+           "output_variance", "samplers", "tangent_gamma", "theory", "trajectory", "warmup"]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("discretize", "theory"):
+    if name in ("discretize", "samplers", "theory"):
         return importlib.import_module(f"fastkl.{name}")
     if name in _HOMES:
         value = getattr(importlib.import_module(_HOMES[name]), name)

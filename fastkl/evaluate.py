@@ -9,15 +9,16 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastkl._candidates import candidate_levels
 from fastkl._dispatch import backend_for
+from fastkl._sampler_base import Sampler
+from fastkl._sampler_dispatch import checked_sampler, sampler_kernels
 from fastkl._threads import thread_count
 from fastkl._validation import choice, real_number
 from fastkl.spectrum import Spectrum, as_spectrum
 
-__all__ = ["METRICS", "PRIORS", "SAMPLERS", "divergence", "output_variance", "trajectory"]
+__all__ = ["METRICS", "PRIORS", "divergence", "output_variance", "trajectory"]
 
 METRICS = ("kl", "reverse_kl", "jeffreys", "w2")
 PRIORS = ("vp", "ve", "flow", "exact")
-SAMPLERS = ("ddim",)
 
 Array = NDArray[np.float64]
 
@@ -26,7 +27,7 @@ def divergence(
     spectrum: Spectrum | ArrayLike,
     sigmas: ArrayLike,
     metric: str = "kl",
-    sampler: str = "ddim",
+    sampler: str | Sampler = "ddim",
     prior: str = "vp",
     backend: str = "auto",
     rtol: float = 0.0,
@@ -107,16 +108,19 @@ def divergence(
     data = as_spectrum("spectrum", spectrum)
     levels, single = candidate_levels("sigmas", sigmas)
     choice("metric", metric, METRICS)
-    choice("sampler", sampler, SAMPLERS)
+    rule = checked_sampler(sampler, levels)
     choice("prior", prior, PRIORS)
     real_number("rtol", rtol, at_least=0.0, below=1.0)
     if metric != "w2":
         refuse_zero_eigenvalue(data, levels, metric, isinstance(spectrum, Spectrum))
     threads = thread_count(num_threads)
     kernels = backend_for(backend)
-    values = kernels.divergence(data.eigenvalues, data.counts, levels, metric, prior, threads)
-    if data.mean is not None and data.mean.any():
-        values += mean_share(kernels, data, levels, metric, prior, threads)
+    if rule.is_ddim:
+        values = kernels.divergence(data.eigenvalues, data.counts, levels, metric, prior, threads)
+        if data.mean is not None and data.mean.any():
+            values += mean_share(kernels, data, levels, metric, prior, threads)
+    else:
+        values = sampler_kernels().divergence(data, levels, metric, rule, prior, threads)
     if metric != "w2" and levels.shape[1] == 2:
         values[np.isinf(levels[:, 0]) & (levels[:, 1] == 0.0)] = np.inf
     return float(values[0]) if single else values
@@ -164,7 +168,7 @@ def squared_norm(data: Spectrum) -> float:
 def output_variance(
     spectrum: Spectrum | ArrayLike,
     sigmas: ArrayLike,
-    sampler: str = "ddim",
+    sampler: str | Sampler = "ddim",
     prior: str = "vp",
     *,
     num_threads: int | None = None,
@@ -213,15 +217,19 @@ def output_variance(
     >>> fastkl.output_variance([4.0, 1.0], [80.0, 5.0, 1.0, 0.0]).round(4)
     array([1.5703, 0.3345])
     """
-    data, levels, single, threads = checked(spectrum, sigmas, sampler, prior, num_threads)
-    values: Array = backend_for("auto").output_variance(data.eigenvalues, levels, prior, threads)
+    data, levels, single, rule, threads = checked(spectrum, sigmas, sampler, prior, num_threads)
+    values: Array
+    if rule.is_ddim:
+        values = backend_for("auto").output_variance(data.eigenvalues, levels, prior, threads)
+    else:
+        values = sampler_kernels().output_variance(data, levels, rule, prior, threads)
     return values[0] if single else values
 
 
 def trajectory(
     spectrum: Spectrum | ArrayLike,
     sigmas: ArrayLike,
-    sampler: str = "ddim",
+    sampler: str | Sampler = "ddim",
     prior: str = "vp",
     *,
     num_threads: int | None = None,
@@ -271,17 +279,21 @@ def trajectory(
            [ 1.6],
            [ 0.4]])
     """
-    data, levels, single, threads = checked(spectrum, sigmas, sampler, prior, num_threads)
-    values: Array = backend_for("auto").trajectory(data.eigenvalues, levels, prior, threads)
+    data, levels, single, rule, threads = checked(spectrum, sigmas, sampler, prior, num_threads)
+    values: Array
+    if rule.is_ddim:
+        values = backend_for("auto").trajectory(data.eigenvalues, levels, prior, threads)
+    else:
+        values = sampler_kernels().trajectory(data, levels, rule, prior, threads)
     return values[0] if single else values
 
 
 def checked(
     spectrum: Any, sigmas: Any, sampler: Any, prior: Any, num_threads: Any
-) -> tuple[Spectrum, Array, bool, int]:
-    """Return the validated spectrum, candidates, whether there is only one, and the number of threads."""
+) -> tuple[Spectrum, Array, bool, Sampler, int]:
+    """Return the validated spectrum, candidates, whether there is only one, the sampler, and the number of threads."""
     data = as_spectrum("spectrum", spectrum)
     levels, single = candidate_levels("sigmas", sigmas)
-    choice("sampler", sampler, SAMPLERS)
+    rule = checked_sampler(sampler, levels)
     choice("prior", prior, PRIORS)
-    return data, levels, single, thread_count(num_threads)
+    return data, levels, single, rule, thread_count(num_threads)
