@@ -50,6 +50,8 @@ class Program:
         most, last = np.ones(self.tape.levels.shape[0]), np.zeros(self.tape.levels.shape[0])
         for step in self.tape.steps:
             size = np.asarray(sum((np.abs(weight) for _, weight in step.terms), np.zeros_like(most)))
+            if step.function is not step.base:
+                size = size + (step.base.level if self.tape.kind == "noise" else 1.0)
             if self.tape.kind == "data":
                 most = np.maximum(most, size)
             elif step.point.level[0] > 0.0:
