@@ -44,6 +44,8 @@ class Sampler:
         Whether it needs a last level above 0.
     least_steps : int
         The fewest steps that it can do.
+    check : callable, optional
+        check(levels, **options) raises where the options do not go with the candidates (M, N+1).
     """
 
     name: str
@@ -54,6 +56,7 @@ class Sampler:
     finite_start: bool = False
     above_zero: bool = False
     least_steps: int = 1
+    check: Callable[..., None] | None = field(default=None, repr=False)
 
     def __repr__(self) -> str:
         options = ", ".join(f"{name}={value!r}" for name, value in self.options)

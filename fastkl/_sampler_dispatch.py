@@ -28,6 +28,8 @@ def checked_sampler(sampler: Any, levels: NDArray[np.float64]) -> Sampler:
     if found.above_zero and zero.any():
         row = int(np.argmax(zero))
         raise ValueError(f"sampler = {sampler!r}: needs a last level above 0, row {row} of sigmas ends at 0")
+    if found.check is not None:
+        found.check(levels, **dict(found.options))
     return found
 
 

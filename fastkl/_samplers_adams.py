@@ -162,7 +162,16 @@ def prk(middles: Sequence[float] | None = None) -> Sampler:
         check_all("middles", values, (values > 0.0) & (values < np.inf), "must be finite and above 0")
         decreasing("middles", values)
         middles = tuple(values.tolist())
-    return Sampler("prk", draw_prk, (("middles", middles),), order=1, finite_start=True, least_steps=4)
+    options = (("middles", middles),)
+    return Sampler("prk", draw_prk, options, order=1, finite_start=True, least_steps=4, check=check_middles)
+
+
+def check_middles(levels: Array, middles: tuple[float, ...] | None) -> None:
+    """Raise unless each of the middles lies within its step in every candidate."""
+    if middles is not None:
+        within = (levels[:, :3] > middles) & (levels[:, 1:4] < middles)
+        rule = "must lie between the levels before and after its step in every candidate"
+        check_all("middles", np.array(middles), within.all(axis=0), rule)
 
 
 def draw_prk(tape: Tape, middles: tuple[float, ...] | None) -> list[Point]:
@@ -175,9 +184,6 @@ def draw_prk(tape: Tape, middles: tuple[float, ...] | None) -> list[Point]:
             continue
         base = points[-1]
         middle = np.sqrt(here) * np.sqrt(there) if middles is None else np.full_like(here, middles[k])
-        between = (middle < here) & (middle > there)
-        check_all("middles", np.broadcast_to(middle[:1], 3), np.repeat(between.all(), 3),
-                  f"must lie between the levels {k} and {k + 1} of every candidate")  # fmt: skip
         second = tape.step(base, middle)
         third = tape.step(base, middle, [(second, middle - here)])
         fourth = tape.step(base, there, [(third, there - here)])

@@ -36,7 +36,8 @@ def divergence(
 ) -> Any:
     r"""Divergence between Gaussian data and what a sampler makes of noise, for each candidate schedule of levels.
 
-    With the eigenvalues :math:`\lambda_i`, counts :math:`c_i`, levels :math:`s_0 > \dots > s_N` and
+    With the eigenvalues :math:`\lambda_i`, counts :math:`c_i`, levels :math:`s_0 > \dots > s_N` and :math:`r_i` the
+    output's variance over the target's, :math:`\lambda_i + s_N^2`, which for DDIM is
 
     .. math:: r_i = \frac{v_{0,i}}{\lambda_i + s_N^2}
               \prod_{k<N} \left(\frac{\lambda_i + s_k s_{k+1}}{\lambda_i + s_k^2}\right)^2
@@ -56,8 +57,10 @@ def divergence(
         data that carries that much noise.
     metric : {"kl", "reverse_kl", "jeffreys", "w2"}
         Which divergence.
-    sampler : {"ddim"}
-        The update rule: DDIM with eta = 0, which is Euler's step on the probability-flow ODE in sigma.
+    sampler : str or Sampler
+        The update rule: a name of `fastkl.samplers.names()`, such as "ddim" (Euler's step on the probability-flow ODE in
+        sigma), "heun", "dpmpp_2m", "unipc_2" or "euler_ancestral", or what a function of `fastkl.samplers` returns. Some
+        need a finite first level, a last level above 0, or a few steps.
     prior : {"vp", "ve", "flow", "exact"}
         Variance v_0 of the first state y = x/alpha: ``vp`` 1 + s_0^2, ``ve`` s_0^2, ``flow`` (1 + s_0)^2, ``exact``
         lambda_i + s_0^2. At s_0 = inf all agree. Every prior has mean 0.
@@ -177,7 +180,7 @@ def output_variance(
 
     .. math:: v_i = v_{0,i} \prod_{k<N} \left(\frac{\lambda_i + s_k s_{k+1}}{\lambda_i + s_k^2}\right)^2
 
-    in the coordinates y = x/alpha of the last level; where the last level is 0, alpha is 1 and this is the variance of
+    for DDIM, in the coordinates y = x/alpha of the last level; where the last level is 0, alpha is 1 and this is the variance of
     the samples. The target is lambda_i + s_N^2.
 
     Parameters
@@ -186,8 +189,8 @@ def output_variance(
         Covariance spectrum of the data, or its eigenvalues (squared data units).
     sigmas : array_like, shape (N+1,) or (M, N+1)
         Candidate schedules, as in `divergence`.
-    sampler : {"ddim"}
-        The update rule.
+    sampler : str or Sampler
+        The update rule, as in `divergence`.
     prior : {"vp", "ve", "flow", "exact"}
         Variance of the first state, as in `divergence`.
     num_threads : int, optional
@@ -205,7 +208,8 @@ def output_variance(
 
     Notes
     -----
-    Cost: 2 d M N fused multiply-adds. Relative error: below 1e-11 within the ranges of `divergence`.
+    Cost: 2 d M N fused multiply-adds; for other samplers as `divergence`. Relative error: below 1e-11 within the ranges of
+    `divergence`.
 
     References
     ----------
@@ -238,7 +242,7 @@ def trajectory(
 
     .. math:: v_{k+1,i} = v_{k,i} \left(\frac{\lambda_i + s_k s_{k+1}}{\lambda_i + s_k^2}\right)^2
 
-    in the coordinates y = x/alpha; the true variance at level k is lambda_i + s_k^2.
+    for DDIM, in the coordinates y = x/alpha; the true variance at level k is lambda_i + s_k^2.
 
     Parameters
     ----------
@@ -246,8 +250,8 @@ def trajectory(
         Covariance spectrum of the data, or its eigenvalues (squared data units).
     sigmas : array_like, shape (N+1,) or (M, N+1)
         Candidate schedules, as in `divergence`.
-    sampler : {"ddim"}
-        The update rule.
+    sampler : str or Sampler
+        The update rule, as in `divergence`.
     prior : {"vp", "ve", "flow", "exact"}
         Variance of the first state, as in `divergence`.
     num_threads : int, optional
@@ -265,7 +269,8 @@ def trajectory(
 
     Notes
     -----
-    Cost: d M N divisions. Relative error: below 1e-11 for N <= 1000.
+    Cost: d M N divisions; for samplers with noise other than DDIM's a pass for every level, that is d M N^2/2. Relative
+    error: below 1e-11 for N <= 1000.
 
     References
     ----------

@@ -15,7 +15,7 @@ from fastkl.kernels.compiling import fma, kernel
 
 __all__ = ["BASE", "LANES", "READ", "STATE", "TERMS", "VALUE", "forwards", "moments"]
 
-LANES = 256
+LANES = 512
 A, F, G, NOISE, SHARED, BETA, GAMMA = 0, 1, 2, 3, 4, 5, 9  # columns of the coefficients
 BASE, STATE, VALUE, TERMS, READ = 0, 1, 2, 3, 4  # columns of the operations
 
