@@ -20,11 +20,15 @@ def checked_sampler(sampler: Any, levels: NDArray[np.float64]) -> Sampler:
     found = get(sampler)
     steps = levels.shape[1] - 1
     if steps < found.least_steps:
-        raise ValueError(f"sampler = {sampler!r}: needs at least {found.least_steps} steps, sigmas has {steps}")
+        raise ValueError(
+            f"sampler = {sampler!r}: needs at least {found.least_steps} steps, sigmas has {steps}"
+        )
     infinite, zero = np.isinf(levels[:, 0]), levels[:, -1] == 0.0
     if found.finite_start and infinite.any():
         row = int(np.argmax(infinite))
-        raise ValueError(f"sampler = {sampler!r}: needs a finite first level, row {row} of sigmas starts at inf")
+        raise ValueError(
+            f"sampler = {sampler!r}: needs a finite first level, row {row} of sigmas starts at inf"
+        )
     if found.above_zero and zero.any():
         row = int(np.argmax(zero))
         raise ValueError(f"sampler = {sampler!r}: needs a last level above 0, row {row} of sigmas ends at 0")

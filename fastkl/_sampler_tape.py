@@ -81,7 +81,5 @@ class Tape:
             keep = target
             rest = np.where(np.isinf(here), 1.0, (here - target) / here)
         point = Point(len(self.steps) + 1, target)
-        self.steps.append(
-            Step(base, function or base, point, keep, rest, list(terms), noise, shared)
-        )
+        self.steps.append(Step(base, function or base, point, keep, rest, list(terms), noise, shared))
         return point

@@ -110,7 +110,7 @@ def plms() -> Sampler:
     >>> fastkl.samplers.plms().nfe(10)
     11
     """
-    return Sampler("plms", draw_plms, order=1, finite_start=True, least_steps=2)
+    return Sampler("plms", draw_plms, order=2, finite_start=True, least_steps=2)
 
 
 def draw_plms(tape: Tape) -> list[Point]:
@@ -163,7 +163,7 @@ def prk(middles: Sequence[float] | None = None) -> Sampler:
         decreasing("middles", values)
         middles = tuple(values.tolist())
     options = (("middles", middles),)
-    return Sampler("prk", draw_prk, options, order=1, finite_start=True, least_steps=4, check=check_middles)
+    return Sampler("prk", draw_prk, options, order=2, finite_start=True, least_steps=4, check=check_middles)
 
 
 def check_middles(levels: Array, middles: tuple[float, ...] | None) -> None:
@@ -188,9 +188,7 @@ def draw_prk(tape: Tape, middles: tuple[float, ...] | None) -> list[Point]:
         third = tape.step(base, middle, [(second, middle - here)])
         fourth = tape.step(base, there, [(third, there - here)])
         share = (there - here) / 6.0
-        points.append(
-            tape.step(base, there, [(second, 2.0 * share), (third, 2.0 * share), (fourth, share)])
-        )
+        points.append(tape.step(base, there, [(second, 2.0 * share), (third, 2.0 * share), (fourth, share)]))
     return points
 
 

@@ -67,13 +67,13 @@ def multistep(
     Warnings
     --------
     diffusers 0.42.1 ships the third order of sde-dpmsolver++ with -1/2 for +1/2 in the weight of F_2. The weight then
-    tends to -1 instead of 0 as steps get short, and the output's variance does not converge: 1.1 to 7.7 times the data's
-    between 21 and 400 steps. "sde_dpmpp_3m" is that sampler, "sde_dpmpp_3m_corrected" the one that was meant.
+    tends to -1 instead of 0 as steps get short: on the usual grids to level 0 the output's variance does not converge (1.1
+    to 7.7 times the data's between 21 and 400 steps), on smooth ones it does to first order only. "sde_dpmpp_3m" is that sampler, "sde_dpmpp_3m_corrected" the one that was meant.
 
     Notes
     -----
     F_2 is half a second derivative, as in all published code, so that the third order converges as the second does.
-    The noise forms can step to level 0 only without noise.
+    sde-dpmsolver can neither start at inf nor end at 0: its noise and its drift stay too large there.
 
     References
     ----------
@@ -91,7 +91,11 @@ def multistep(
     if second_step is not None:
         choice("second_step", second_step, ("midpoint", "heun"))
     eta = real_number("eta", eta, above=0.0, at_most=1.0)
-    flags = {"lower_order_final": lower_order_final, "euler_at_final": euler_at_final, "as_shipped": as_shipped}
+    flags = {
+        "lower_order_final": lower_order_final,
+        "euler_at_final": euler_at_final,
+        "as_shipped": as_shipped,
+    }
     check_flags(flags)
     check_as_shipped(as_shipped, algorithm, order)
     options = {"algorithm": algorithm, "order": order, "solver_type": solver_type, "eta": eta, **flags,
@@ -155,7 +159,7 @@ def singlestep(
     choice("solver_type", solver_type, ("midpoint", "heun"))
     check_flags({"lower_order_final": lower_order_final, "as_shipped": as_shipped})
     check_as_shipped(as_shipped and solver_type == "heun", algorithm, order)
-    options = {"algorithm": algorithm, "order": order, "solver_type": solver_type, "eta": 1.0,
+    options = {"algorithm": algorithm, "order": order, "solver_type": solver_type,
                "lower_order_final": lower_order_final, "as_shipped": as_shipped}  # fmt: skip
     return solver("singlestep", draw_singlestep, options)
 
@@ -170,7 +174,9 @@ def check_flags(flags: dict[str, Any]) -> None:
 def check_as_shipped(as_shipped: bool, algorithm: str, order: int) -> None:
     """Raise if the wrong sign is asked for where none is shipped."""
     if as_shipped and (algorithm, order) != ("sde-dpmsolver++", 3):
-        raise ValueError(f"as_shipped = True: only sde-dpmsolver++ of order 3 has a wrong sign, not {algorithm} {order}")
+        raise ValueError(
+            f"as_shipped = True: only sde-dpmsolver++ of order 3 has a wrong sign, not {algorithm} {order}"
+        )
 
 
 def solver(name: str, draw: Any, options: dict[str, Any]) -> Sampler:
@@ -180,11 +186,12 @@ def solver(name: str, draw: Any, options: dict[str, Any]) -> Sampler:
     blocks = name == "singlestep"
     reached = order if blocks else min(order, 2)
     if options["as_shipped"]:
-        reached = 0
-    elif noisy:
-        reached = min(order, 2) if algorithm.endswith("++") else 1
+        reached = 0 if blocks else 1
+    elif noisy and blocks:
+        reached = 1
     return Sampler(name, draw, tuple(options.items()), order=reached, stochastic=noisy,
-                   finite_start=blocks and order > 1, above_zero=algorithm == "sde-dpmsolver")  # fmt: skip
+                   finite_start=algorithm == "sde-dpmsolver" or (blocks and order > 1),
+                   above_zero=algorithm == "sde-dpmsolver")  # fmt: skip
 
 
 class Leg:
@@ -204,7 +211,11 @@ class Leg:
             return {}
         if self.data:
             keep, rest = there * (there / here) ** eta, one_minus_power(here, there, self.power)
-            return {"keep": keep, "rest": rest, "noise": there * np.sqrt(one_minus_power(here, there, 2.0 * eta))}
+            return {
+                "keep": keep,
+                "rest": rest,
+                "noise": there * np.sqrt(one_minus_power(here, there, 2.0 * eta)),
+            }
         noise = np.sqrt((here - there) * (here + there))
         return {"keep": 2.0 * there - here, "rest": 2.0 * (here - there) / here, "noise": noise}
 
@@ -244,7 +255,10 @@ def draw_multistep(
             else:
                 older = log_ratio(points[-3].level, points[-2].level) / leg.h
                 share = (one * back + two) / (back + older)
-                terms = [(points[-2], -one / back - share * (1.0 / back + 1.0 / older)), (points[-3], share / older)]
+                terms = [
+                    (points[-2], -one / back - share * (1.0 / back + 1.0 / older)),
+                    (points[-3], share / older),
+                ]
         points.append(tape.step(points[-1], there, terms, **leg.first_order(eta)))
     return points
 
@@ -265,15 +279,15 @@ def block_orders(steps: int, order: int, lower_order_final: bool, to_zero: bool)
 
 
 def draw_singlestep(
-    tape: Tape, algorithm: str, order: int, solver_type: str, eta: float, lower_order_final: bool, as_shipped: bool
-) -> list[Point]:  # fmt: skip
+    tape: Tape, algorithm: str, order: int, solver_type: str, lower_order_final: bool, as_shipped: bool
+) -> list[Point]:
     """Write the singlestep solvers."""
     tape.kind = "data" if algorithm.endswith("++") else "noise"
     points = [tape.start]
     places = block_orders(tape.count, order, lower_order_final, tape.to_zero)
     for k, place in enumerate(places):
         base, there = points[k - place + 1], tape.levels[:, k + 1]
-        leg = Leg(base.level, there, algorithm, eta)
+        leg = Leg(base.level, there, algorithm, 1.0)
         one, two = leg.weights("heun" if place == 3 else solver_type, as_shipped)
         inner = [(point, log_ratio(base.level, point.level) / leg.h) for point in points[k - place + 2 :]]
         terms = []
@@ -285,6 +299,9 @@ def draw_singlestep(
                 terms = [(second, one / far)]
             else:
                 gap = 1.0 / (far - near)
-                terms = [(first, (one * far - 2.0 * two) * gap / near), (second, (2.0 * two - one * near) * gap / far)]
-        points.append(tape.step(base, there, terms, **leg.first_order(eta)))
+                terms = [
+                    (first, (one * far - 2.0 * two) * gap / near),
+                    (second, (2.0 * two - one * near) * gap / far),
+                ]
+        points.append(tape.step(base, there, terms, **leg.first_order(1.0)))
     return points

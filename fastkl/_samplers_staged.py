@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
+from numpy.typing import NDArray
 
 from fastkl._sampler_base import Sampler
 from fastkl._sampler_math import one_minus_power
 from fastkl._sampler_tape import Point, Tape
 
 __all__ = ["dpm_2", "dpmpp_2s", "dpmpp_sde", "flow_heun", "heun"]
+
+Array = NDArray[np.float64]
 
 
 def heun() -> Sampler:
@@ -31,7 +36,7 @@ def heun() -> Sampler:
     >>> fastkl.output_variance([1.0], [3.0, 1.0, 0.0], sampler="heun").round(4)
     array([0.9])
     """
-    return Sampler("heun", draw_heun, (("flow", False),), order=2, finite_start=True)
+    return Sampler("heun", draw_heun, order=2, finite_start=True)
 
 
 def flow_heun() -> Sampler:
@@ -52,23 +57,33 @@ def flow_heun() -> Sampler:
     >>> fastkl.samplers.flow_heun().nfe(10)
     19
     """
-    return Sampler("flow_heun", draw_heun, (("flow", True),), order=2)
+    return Sampler("flow_heun", draw_flow_heun, order=2)
 
 
-def draw_heun(tape: Tape, flow: bool) -> list[Point]:
-    """Write Heun's method in sigma or in the flow's time."""
+def draw_heun(tape: Tape) -> list[Point]:
+    """Write Heun's method in sigma."""
+    return trapezium(tape, lambda here, there: 0.5 * here / there)
+
+
+def draw_flow_heun(tape: Tape) -> list[Point]:
+    """Write Heun's method in the flow's time."""
+
+    def weight(here: Array, there: Array) -> Array:
+        time = np.where(np.isinf(here), 1.0, here / (1.0 + here))
+        return np.asarray(0.5 * time * (1.0 + there) / there)
+
+    return trapezium(tape, weight)
+
+
+def trapezium(tape: Tape, weight: Callable[[Array, Array], Array]) -> list[Point]:
+    """Write the step whose second value has the given weight."""
     points = [tape.start]
     for k, (here, there) in enumerate(tape.pairs()):
         base = points[-1]
         point = tape.step(base, there)
         if not (tape.to_zero and k == tape.count - 1):
             rest = one_minus_power(here, there, 1.0)
-            if flow:
-                time = np.where(np.isinf(here), 1.0, here / (1.0 + here))
-                weight = 0.5 * time * (1.0 + there) / there
-            else:
-                weight = 0.5 * here / there
-            point = tape.step(base, there, [(point, rest * weight)])
+            point = tape.step(base, there, [(point, rest * weight(here, there))])
         points.append(point)
     return points
 
@@ -93,7 +108,7 @@ def dpm_2() -> Sampler:
     >>> fastkl.samplers.dpm_2().nfe(10)
     19
     """
-    return Sampler("dpm_2", draw_middle, (("kind", "noise"),), order=2, finite_start=True)
+    return Sampler("dpm_2", draw_dpm_2, order=2, finite_start=True)
 
 
 def dpmpp_2s() -> Sampler:
@@ -114,14 +129,21 @@ def dpmpp_2s() -> Sampler:
     >>> fastkl.samplers.dpmpp_2s().steps_for(10)
     5
     """
-    return Sampler("dpmpp_2s", draw_middle, (("kind", "data"),), order=2, finite_start=True)
+    return Sampler("dpmpp_2s", draw_dpmpp_2s, order=2, finite_start=True)
 
 
-def draw_middle(tape: Tape, kind: str) -> list[Point]:
-    """Write a step by way of the geometric middle.
+def draw_dpm_2(tape: Tape) -> list[Point]:
+    """Write DPM-Solver-2: e_m - e_0 = (D_0 - D_m)/m, because y_m is on the line from y along e_0."""
+    return by_the_middle(tape, lambda _, middle: middle)
 
-    For the noise form, e_m - e_0 = (D_0 - D_m)/m, because y_m is on the line from y along e_0.
-    """
+
+def draw_dpmpp_2s(tape: Tape) -> list[Point]:
+    """Write DPM-Solver++(2S)."""
+    return by_the_middle(tape, lambda here, _: here)
+
+
+def by_the_middle(tape: Tape, scale: Callable[[Array, Array], Array]) -> list[Point]:
+    """Write a step by way of the geometric middle m, with (s-s')/scale(s, m) as weight of the value there."""
     points = [tape.start]
     for k, (here, there) in enumerate(tape.pairs()):
         base = points[-1]
@@ -130,8 +152,7 @@ def draw_middle(tape: Tape, kind: str) -> list[Point]:
             continue
         middle = np.sqrt(here) * np.sqrt(there)
         inner = tape.step(base, middle)
-        weight = (here - there) / (here if kind == "data" else middle)
-        points.append(tape.step(base, there, [(inner, weight)]))
+        points.append(tape.step(base, there, [(inner, (here - there) / scale(here, middle))]))
     return points
 
 
@@ -170,7 +191,7 @@ def dpmpp_sde(brownian: bool = True) -> Sampler:
     if not isinstance(brownian, bool):
         raise TypeError(f"brownian: must be True or False, got {brownian!r} ({type(brownian).__name__})")
     options = (("brownian", brownian),)
-    return Sampler("dpmpp_sde", draw_dpmpp_sde, options, order=1, stochastic=True, finite_start=True)
+    return Sampler("dpmpp_sde", draw_dpmpp_sde, options, order=2, stochastic=True, finite_start=True)
 
 
 def draw_dpmpp_sde(tape: Tape, brownian: bool) -> list[Point]:
@@ -184,9 +205,7 @@ def draw_dpmpp_sde(tape: Tape, brownian: bool) -> list[Point]:
         middle = np.sqrt(here) * np.sqrt(there)
         near, far = one_minus_power(here, middle, 2.0), one_minus_power(here, there, 2.0)
         square = (here - middle) / (here - there) if brownian else np.zeros_like(here)
-        inner = tape.step(
-            base, middle, keep=middle * middle / here, rest=near, noise=middle * np.sqrt(near)
-        )
+        inner = tape.step(base, middle, keep=middle * middle / here, rest=near, noise=middle * np.sqrt(near))
         whole = there * np.sqrt(far)
         points.append(
             tape.step(

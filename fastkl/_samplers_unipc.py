@@ -26,7 +26,8 @@ def unipc(order: int = 2, variant: str = "bh2", prediction: str = "data") -> Sam
     Parameters
     ----------
     order : int
-        1 to 3: the order p of the predictor; the corrected path converges with p + 1.
+        1 to 3: the order p of the predictor. The corrected path converges with p + 1, the output, because the last step
+        always has order 1, with 2.
     variant : {"bh2", "bh1"}
         B(h) = exp(h) - 1, or h.
     prediction : {"data", "noise"}
@@ -60,10 +61,12 @@ def unipc(order: int = 2, variant: str = "bh2", prediction: str = "data") -> Sam
     choice("variant", variant, ("bh2", "bh1"))
     choice("prediction", prediction, ("data", "noise"))
     options = (("order", order), ("variant", variant), ("prediction", prediction))
-    return Sampler("unipc", draw_unipc, options, order=order + 1, finite_start=True)
+    return Sampler("unipc", draw_unipc, options, order=2, finite_start=True)
 
 
-def unipc_terms(past: list[Point], there: Array, order: int, variant: str, data: bool, new: Point | None) -> list[tuple[Point, Array]]:
+def unipc_terms(
+    past: list[Point], there: Array, order: int, variant: str, data: bool, new: Point | None
+) -> list[tuple[Point, Array]]:
     """Return the residual terms of the predictor, or of the corrector if the point `new` is given.
 
     With z = -h (data) or h, the weights rho solve sum_j rho_j r_j^(i-1) = i! phi_{i+1}(z) z/B.

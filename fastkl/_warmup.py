@@ -43,7 +43,11 @@ def warmup() -> float:
             for spectrum in (plain, full):
                 divergence(spectrum, coarse, metric, prior=prior)
                 divergence(spectrum, fine, metric, prior=prior)
-    for sampler in ("ddim", "plms", "euler_ancestral"):  # DDIM's kernels, those without noise, those with noise
+    for sampler in (
+        "ddim",
+        "plms",
+        "euler_ancestral",
+    ):  # DDIM's kernels, those without noise, those with noise
         for levels in (coarse, fine):
             divergence(plain, levels, sampler=sampler, prior="exact")
             divergence(full, levels, sampler=sampler, prior="exact")

@@ -167,8 +167,14 @@ def precise_sums(
         shift = 0 if weights.size == eigenvalues.size else begin
         for k in range(begin, end, LANES):
             stop = min(k + LANES, end)
-            x, w, part = eigenvalues[k:stop], weights[k - shift : stop - shift], terms[k - begin : stop - begin]
-            deviation(x, levels[m], prior, operations, coefficients[m], noise_form, last, bank, scratch, gain, r, z)
+            x, w, part = (
+                eigenvalues[k:stop],
+                weights[k - shift : stop - shift],
+                terms[k - begin : stop - begin],
+            )
+            deviation(
+                x, levels[m], prior, operations, coefficients[m], noise_form, last, bank, scratch, gain, r, z
+            )
             terms_of(x, w, levels[m], metric, r, z, part)
             if mean.size > 0 and not math.isinf(levels[m, 0]):
                 add_mean(x, w, mean[k:stop], levels[m], metric, gain, r, part)
@@ -186,6 +192,8 @@ def precise_variances(
     for begin in range(t0 * TILE, min(t1 * TILE, eigenvalues.size), LANES):
         x = eigenvalues[begin : begin + LANES]
         for m in range(m0, m1):
-            deviation(x, levels[m], prior, operations, coefficients[m], noise_form, until, bank, scratch, gain, r, z)
+            deviation(
+                x, levels[m], prior, operations, coefficients[m], noise_form, until, bank, scratch, gain, r, z
+            )
             for j in range(x.size):
                 out[m, begin + j] = r[j] * (x[j] + levels[m, last] * levels[m, last])

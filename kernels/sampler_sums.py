@@ -94,7 +94,17 @@ def sampler_sums(
                 stop = min(i + LANES, end)
                 x, w = eigenvalues[i:stop], weights[i - shift : stop - shift]
                 part = terms[i - begin : stop - begin]
-                moments(x, operations, coefficients[m], stochastic, operations.shape[0] - 1, bank, scratch, gain, noise)
+                moments(
+                    x,
+                    operations,
+                    coefficients[m],
+                    stochastic,
+                    operations.shape[0] - 1,
+                    bank,
+                    scratch,
+                    gain,
+                    noise,
+                )
                 ratios(x, levels[m], prior, gain, noise, r, z)
                 terms_of(x, w, levels[m], metric, r, z, part)
                 if mean.size > 0 and not math.isinf(levels[m, 0]):
@@ -112,14 +122,26 @@ def sampler_variances(
     for begin in range(t0 * TILE, min(t1 * TILE, eigenvalues.size), LANES):
         x = eigenvalues[begin : begin + LANES]
         for m in range(m0, m1):
-            moments(x, operations, coefficients[m], stochastic, operations.shape[0] - 1, bank, scratch, gain, noise)
+            moments(
+                x,
+                operations,
+                coefficients[m],
+                stochastic,
+                operations.shape[0] - 1,
+                bank,
+                scratch,
+                gain,
+                noise,
+            )
             for j in range(x.size):
                 v0 = first_variance(x[j], levels[m, 0], prior)
                 out[m, begin + j] = gain[j] * gain[j] * v0 + noise[j]
 
 
 @entry_point
-def sampler_levels(eigenvalues, levels, prior, operations, coefficients, grid, registers, stochastic, t0, t1, out):
+def sampler_levels(
+    eigenvalues, levels, prior, operations, coefficients, grid, registers, stochastic, t0, t1, out
+):
     """Write the variance of y at every level of one candidate to out (N+1, d), tiles t0 to t1.
 
     grid (N+1,): the operations that make the levels' states. With noise, one pass backwards for each level.

@@ -259,7 +259,10 @@ def deis(model, s, order=2, lower_order_final=True):
         y = ys[-1]
         for j in range(p):
             basis = lagrange(nodes, j, model.number(1))
-            c = sum(b * (power_of_log(model, s[k + 1], i) - power_of_log(model, s[k], i)) for i, b in enumerate(basis))
+            c = sum(
+                b * (power_of_log(model, s[k + 1], i) - power_of_log(model, s[k], i))
+                for i, b in enumerate(basis)
+            )
             y = y + c * es[j]
         ys.append(y)
     return ys
@@ -352,12 +355,16 @@ def singlestep_orders(n, order, lower_order_final, to_zero):
     return [*orders[:-1], 1] if to_zero else orders
 
 
-def singlestep(model, s, kind="data", order=2, solver="midpoint", eta=0, flipped=False, lower_order_final=False):
+def singlestep(
+    model, s, kind="data", order=2, solver="midpoint", eta=0, flipped=False, lower_order_final=False
+):
     ys, n = [start(model)], len(s) - 1
     orders = singlestep_orders(n, order, lower_order_final, s[-1] == 0)
     for k in range(n):
         p = orders[k]
-        f = [model.D(ys[k - j], s[k - j]) if kind == "data" else model.e(ys[k - j], s[k - j]) for j in range(p)]
+        f = [
+            model.D(ys[k - j], s[k - j]) if kind == "data" else model.e(ys[k - j], s[k - j]) for j in range(p)
+        ]
         base, here, there = ys[k - p + 1], s[k - p + 1], s[k + 1]
         out, E, H = solver_step(model, base, f[-1], here, there, kind, eta, False)
         if p > 1:

@@ -24,7 +24,7 @@ def reference_of(sampler):
     options = dict(sampler.options)
     if sampler.name in ("multistep", "singlestep"):
         algorithm = ALGORITHMS[options.pop("algorithm")]
-        eta = options.pop("eta")
+        eta = options.pop("eta", 1.0)
         result = {**algorithm, "order": options["order"], "solver": options["solver_type"],
                   "flipped": options["as_shipped"], "lower_order_final": options["lower_order_final"]}  # fmt: skip
         if "eta" in algorithm:
@@ -35,10 +35,9 @@ def reference_of(sampler):
     if sampler.name == "unipc":
         return reference.unipc, {"order": options["order"], "variant": options["variant"],
                                  "kind": options["prediction"]}  # fmt: skip
-    if sampler.name == "dpm_2" or sampler.name == "dpmpp_2s":
-        return getattr(reference, sampler.name), {}
-    name = "heun" if sampler.name == "flow_heun" else sampler.name
-    return getattr(reference, name), options
+    if sampler.name == "flow_heun":
+        return reference.heun, {"flow": True}
+    return getattr(reference, sampler.name), options
 
 
 def library_sampler(run):
@@ -60,7 +59,9 @@ def library_sampler(run):
         return samplers.multistep("sde-dpmsolver++", solver_type=form, lower_order_final=False)
     return {
         "DDIMScheduler": lambda: samplers.ddim(arguments.get("eta", 0.0)),
-        "DDPMScheduler": lambda: samplers.ddpm(noise_at_last="trailing" in run["name"] or "custom" in run["name"]),
+        "DDPMScheduler": lambda: samplers.ddpm(
+            noise_at_last="trailing" in run["name"] or "custom" in run["name"]
+        ),
         "EulerDiscreteScheduler": lambda: samplers.get("euler"),
         "EDMEulerScheduler": lambda: samplers.get("euler"),
         "sample_euler": lambda: samplers.get("euler"),

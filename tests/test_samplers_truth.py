@@ -10,7 +10,9 @@ from sampler_cases import LAMBDAS, RUNS, library_sampler, reference_of
 import fastkl
 
 LOOSE = "heun/cosine/trailing/N10"  # there the scheduler's own float64 arithmetic loses digits
-JUMPS = [name for name, run in RUNS.items() if "levels_eval" in run]  # what is evaluated is not what was stepped to
+JUMPS = [
+    name for name, run in RUNS.items() if "levels_eval" in run
+]  # what is evaluated is not what was stepped to
 
 
 def tolerance(name):
@@ -66,7 +68,9 @@ def test_runs_that_evaluate_at_another_level_than_they_stepped_to(name):
     run = RUNS[name]
     assert run["scheduler"] == "DDIMScheduler"
     variance = np.full(len(LAMBDAS), 1.0)  # of x
-    for (alpha, sigma), (next_alpha, next_sigma) in zip(run["levels_eval"], run["levels_target"], strict=True):
+    for (alpha, sigma), (next_alpha, next_sigma) in zip(
+        run["levels_eval"], run["levels_target"], strict=True
+    ):
         here, there = sigma / alpha, next_sigma / next_alpha
         gain = fastkl.output_variance(LAMBDAS, [here, there], prior="ve") / here**2
         variance = variance * gain * (next_alpha / alpha) ** 2

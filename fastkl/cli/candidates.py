@@ -50,7 +50,9 @@ class Candidates:
         rows = np.flatnonzero(kept)
         labels = [self.labels[i] for i in rows.tolist()]
         outside = self.outside + len(self.labels) - len(labels)
-        return Candidates(np.ascontiguousarray(self.levels[rows]), labels, self.generated, outside, self.duplicates)
+        return Candidates(
+            np.ascontiguousarray(self.levels[rows]), labels, self.generated, outside, self.duplicates
+        )
 
 
 def all_candidates(

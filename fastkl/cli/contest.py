@@ -66,5 +66,7 @@ def possible(name: str, steps: int, candidates: Candidates) -> Candidates:
         return candidates
     finite = np.isfinite(candidates.levels[:, 0])
     if not finite.any():
-        raise InputError(f"--samplers {name}: needs a finite first level, and every candidate here starts at inf")
+        raise InputError(
+            f"--samplers {name}: needs a finite first level, and every candidate here starts at inf"
+        )
     return candidates.where(finite)

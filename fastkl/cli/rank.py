@@ -115,7 +115,9 @@ def score(
     """Fill in every candidate's divergence, and return the seconds it took once the kernels were loaded."""
     with progress(sum(len(entry.values) for entry in contest), quiet) as advance:
         for entry in contest:
-            divergence(spectrum, entry.candidates.levels[0], metric, entry.sampler, prior, num_threads=threads)
+            divergence(
+                spectrum, entry.candidates.levels[0], metric, entry.sampler, prior, num_threads=threads
+            )
         began = time.perf_counter()
         advance(0)
         for entry in contest:
