@@ -1,13 +1,14 @@
 """Any sampler on the CPU: blocks of candidates become programs, and programs tasks for the kernels.
 
-The fast kernel's rounding error is bounded per tile; without noise, tiles where it could matter are evaluated again by the
-kernel that follows the state relative to the true solution.
+The fast kernel's rounding error is bounded per tile; tiles where it could matter are evaluated again by the kernels that follow
+what is lost against the true solution.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,10 +16,12 @@ from numpy.typing import NDArray
 from fastkl._cpu import read_only
 from fastkl._rounding import RELATIVE_ERROR, error_bounds, tile_totals
 from fastkl._sampler_base import Sampler
+from fastkl._sampler_losses import LossTable
 from fastkl._sampler_program import Program
 from fastkl._threads import run_all
 from fastkl.kernels.ddim_horner import METRICS, PRIORS, TILE
 from fastkl.kernels.sampler_deviation import precise_sums, precise_variances
+from fastkl.kernels.sampler_losses import loss_sums
 from fastkl.kernels.sampler_sums import sampler_levels, sampler_sums, sampler_variances
 from fastkl.spectrum import Spectrum
 
@@ -81,14 +84,27 @@ class Block:
         self.run(task)
         return out
 
-    def precise(self, metric: str, candidates: Integers, tiles: Integers, table: Array) -> Array:
+    def precise_tables(self) -> tuple[NDArray[Any], ...]:
+        """Return what the kernel that keeps more digits takes beside the operations."""
+        if not self.stochastic:
+            return (read_only(self.program.deviations()),)
+        table = LossTable(self.program)
+        for array in (table.partners, table.reads):
+            array.flags.writeable = False
+        return table.partners, table.reads, read_only(table.defects), read_only(table.extras)
+
+    def precise(
+        self, metric: str, candidates: Integers, tiles: Integers, tables: tuple[NDArray[Any], ...]
+    ) -> Array:
         """Return the sums of tiles[i] for candidates[i] from the kernel that keeps more digits."""
         out = np.empty(candidates.size)
+        problem = (self.eigenvalues, self.weights, self.mean, self.levels, self.prior, METRICS[metric], self.operations)
 
         def task(i0: int, i1: int) -> None:
-            precise_sums(self.eigenvalues, self.weights, self.mean, self.levels, self.prior, METRICS[metric],
-                         self.operations, table, self.program.registers, self.noise_form,
-                         candidates, tiles, i0, i1, out)  # fmt: skip
+            if self.stochastic:
+                loss_sums(*problem, self.table, self.program.registers, *tables, candidates, tiles, i0, i1, out)
+            else:
+                precise_sums(*problem, *tables, self.program.registers, self.noise_form, candidates, tiles, i0, i1, out)
 
         length = max(1, TASK_STEPS // (8 * self.length * min(TILE, self.eigenvalues.size)))
         run_all(task, ((i, min(i + length, out.size)) for i in range(0, out.size, length)), self.threads)
@@ -105,8 +121,6 @@ class Block:
     def divergence(self, metric: str) -> Array:
         """Return the divergence of every candidate."""
         sums = self.sums(metric)
-        if self.stochastic:
-            return np.asarray(sums.sum(axis=1))
         weight = tile_totals(self.data.counts, None, self.eigenvalues.size)
         scale = weight
         if metric == "w2":
@@ -114,7 +128,7 @@ class Block:
             scale = variance + np.square(self.levels[:, -1:]) * weight
         effective = ROUNDINGS * self.length * self.amplification()
         done = np.zeros(sums.shape, dtype=np.bool_)
-        table = None
+        tables = None
         while True:
             total = np.asarray(sums.sum(axis=1))
             allowed = RELATIVE_ERROR * np.maximum(sums, total[:, None] * (weight / weight.sum()))
@@ -122,10 +136,10 @@ class Block:
             redo = ~(safe | done)
             if not redo.any():
                 return total
-            if table is None:
-                table = read_only(self.program.deviations())
+            if tables is None:
+                tables = self.precise_tables()
             rows, tiles = (np.ascontiguousarray(index) for index in np.nonzero(redo))
-            sums[rows, tiles] = self.precise(metric, rows, tiles, table)
+            sums[rows, tiles] = self.precise(metric, rows, tiles, tables)
             done |= redo
 
     def output_variance(self) -> Array:

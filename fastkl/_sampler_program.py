@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from fastkl._sampler_base import Sampler
 from fastkl._sampler_tape import MOST_TERMS, Point, Step, Tape
 
-__all__ = ["Program"]
+__all__ = ["Program", "last_uses"]
 
 Array = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -76,35 +76,28 @@ def allocate(tape: Tape) -> tuple[Integers, int]:
     count = len(tape.steps) + 1
     last_state, last_value = last_uses(tape.steps, count)
     operations = np.full((count, 4 + MOST_TERMS), -1, dtype=np.int64)
-    state, value = [-1] * count, [-1] * count
     free: list[int] = []
+    busy: dict[int, int] = {}  # register: the operation after which it is free
     used = 0
-
-    def take() -> int:
-        nonlocal used
-        if free:
-            return free.pop()
-        used += 1
-        return used - 1
-
     for i in range(count):
-        state[i] = take()
-        if last_value[i] >= 0:
-            value[i] = take()
-        operations[i, 1:4] = state[i], value[i], 0
+        until = [max(last_state[i], i)] + ([last_value[i]] if last_value[i] >= 0 else [])
+        for k, last in enumerate(until):
+            if not free:
+                free.append(used)
+                used += 1
+            operations[i, 1 + k] = free.pop()
+            busy[int(operations[i, 1 + k])] = last
+        operations[i, 3] = 0
         if i > 0:
             step = tape.steps[i - 1]
             read = [step.function.index, *(point.index for point, _ in step.terms)]
-            operations[i, 0] = state[step.base.index]
+            operations[i, 0] = operations[step.base.index, 1]
             operations[i, 3] = len(read)
-            operations[i, 4 : 4 + len(read)] = [value[p] for p in read]
-        for p in range(i + 1):
-            if state[p] >= 0 and max(last_state[p], p) == i:
-                free.append(state[p])
-                state[p] = -1
-            if value[p] >= 0 and last_value[p] == i:
-                free.append(value[p])
-                value[p] = -1
+            operations[i, 4 : 4 + len(read)] = operations[read, 2]
+        done = [register for register, last in busy.items() if last == i]
+        free += done
+        for register in done:
+            del busy[register]
     return operations, used
 
 

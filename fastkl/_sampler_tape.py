@@ -45,6 +45,7 @@ class Step:
     terms: list[tuple[Point, Array]] = field(default_factory=list)
     noise: Array | None = None  # weight of fresh noise
     shared: Array | None = None  # weight of the noise of the step before
+    excess: Array | None = None  # variance of the noises beyond s'^2 - a^2 s^2, which keeps y's noise at s'
 
 
 class Tape:
@@ -74,6 +75,7 @@ class Tape:
         rest: Array | None = None,
         noise: Array | None = None,
         shared: Array | None = None,
+        excess: Array | None = None,
     ) -> Point:
         """Write a step to the levels `target` and return the new point; without `keep` and `rest` it is DDIM's."""
         here = base.level
@@ -81,5 +83,5 @@ class Tape:
             keep = target
             rest = np.where(np.isinf(here), 1.0, (here - target) / here)
         point = Point(len(self.steps) + 1, target)
-        self.steps.append(Step(base, function or base, point, keep, rest, list(terms), noise, shared))
+        self.steps.append(Step(base, function or base, point, keep, rest, list(terms), noise, shared, excess))
         return point

@@ -112,14 +112,18 @@ def draw_ddpm(tape: Tape, variance: str, noise_at_last: bool) -> list[Point]:
     points = [tape.start]
     for k, (here, there) in enumerate(tape.pairs()):
         q, gap = there / here, one_minus_power(here, there, 2.0)
-        if k == tape.count - 1 and tape.to_zero and not noise_at_last:
-            noise = np.zeros_like(there)
-        elif variance == "fixed_large":
-            spread = np.where(np.isinf(here), 1.0, here / np.hypot(1.0, here))  # sigma of the level
-            noise = np.hypot(1.0, there) * spread * np.sqrt(gap)
-        else:
-            noise = np.sqrt(np.maximum(there * there * gap, LEAST_VARIANCE * (1.0 + there * there)))
-        points.append(tape.step(points[-1], there, keep=q * there, rest=gap, noise=noise))
+        noise, excess = there * np.sqrt(gap), np.zeros_like(there)
+        if k < tape.count - 1 or not tape.to_zero or noise_at_last:
+            if variance == "fixed_large":
+                spread = np.where(np.isinf(here), 1.0, here / np.hypot(1.0, here))  # sigma of the level
+                noise, excess = np.hypot(1.0, there) * spread * np.sqrt(gap), np.square(gap * spread)
+            else:
+                least = LEAST_VARIANCE * (1.0 + there * there)
+                excess = np.maximum(least - noise * noise, 0.0)
+                noise = np.sqrt(np.maximum(noise * noise, least))
+        points.append(
+            tape.step(points[-1], there, keep=q * there, rest=gap, noise=noise, excess=excess)
+        )
     return points
 
 

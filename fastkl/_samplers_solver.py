@@ -217,7 +217,8 @@ class Leg:
                 "noise": there * np.sqrt(one_minus_power(here, there, 2.0 * eta)),
             }
         noise = np.sqrt((here - there) * (here + there))
-        return {"keep": 2.0 * there - here, "rest": 2.0 * (here - there) / here, "noise": noise}
+        gap = here - there
+        return {"keep": 2.0 * there - here, "rest": 2.0 * gap / here, "noise": noise, "excess": 2.0 * gap * gap}
 
     def weights(self, solver_type: str, as_shipped: bool) -> tuple[Array, Array]:
         """Return the weights of F_1 and F_2; those of second-order midpoint steps have no F_2."""

@@ -22,7 +22,7 @@ from fastkl.kernels.ddim_horner import EXACT, FLOW, TILE, VE, sum_tile
 from fastkl.kernels.sampler_moments import BASE, LANES, READ, STATE, TERMS, VALUE
 from fastkl.kernels.sampler_sums import add_mean, terms_of
 
-__all__ = ["precise_sums", "precise_variances"]
+__all__ = ["mismatch", "precise_sums", "precise_variances"]
 
 ALPHA, SIGMA, ALPHA_B, SIGMA_B, AREA, CARRY = 0, 1, 2, 3, 4, 5  # columns of the coefficients
 WEIGHT = 6  # from here on c alpha_t of each term; then alpha_j; sigma_j; A_j B_j, three columns each

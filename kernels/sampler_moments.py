@@ -13,7 +13,24 @@ from __future__ import annotations
 
 from fastkl.kernels.compiling import fma, kernel
 
-__all__ = ["BASE", "LANES", "READ", "STATE", "TERMS", "VALUE", "forwards", "moments"]
+__all__ = [
+    "A",
+    "BASE",
+    "BETA",
+    "F",
+    "G",
+    "GAMMA",
+    "LANES",
+    "READ",
+    "STATE",
+    "TERMS",
+    "VALUE",
+    "begin_backwards",
+    "forwards",
+    "moments",
+    "pull_operation",
+    "push_operation",
+]
 
 LANES = 512
 A, F, G, NOISE, SHARED, BETA, GAMMA = 0, 1, 2, 3, 4, 5, 9  # columns of the coefficients
@@ -114,33 +131,47 @@ def add_noise(weight, psi, shared, repeats, noise):
 
 
 @kernel
+def pull_operation(x, operation, row, registers, psi):
+    """Move the derivatives with respect to the operation's point to psi."""
+    state = registers[operation[STATE]]
+    if operation[VALUE] >= 0:
+        pull(x, row[F], row[G], registers[operation[VALUE]], state, psi)
+    else:
+        psi[: x.size] = state[: x.size]
+        state[: x.size] = 0.0
+
+
+@kernel
+def push_operation(x, operation, row, registers, psi, shared, repeats, noise):
+    """Pass psi on to what the point was made from; return whether part of its noise is the operation's before."""
+    if row[NOISE] != 0.0 or repeats:
+        add_noise(row[NOISE], psi, shared, repeats, noise[: x.size])
+    if row[SHARED] != 0.0:
+        for j in range(x.size):
+            shared[j] = row[SHARED] * psi[j]
+    push(x, 0.0, row[A], psi, registers[operation[BASE]])
+    for k in range(operation[TERMS]):
+        push(x, row[BETA + k], row[GAMMA + k], psi, registers[operation[READ + k]])
+    return row[SHARED] != 0.0
+
+
+@kernel
+def begin_backwards(x, operations, until, registers, noise):
+    """Set all derivatives of the state of operation `until`."""
+    registers[:, : x.size] = 0.0
+    noise[: x.size] = 0.0
+    registers[operations[until, STATE], : x.size] = 1.0
+
+
+@kernel
 def backwards(x, operations, c, until, registers, psi, shared, gain, noise):
     """Write the gain from y_0 to the state of operation `until`, and the variance that the noises give it."""
-    size = x.size
-    registers[:, :size] = 0.0
-    noise[:size] = 0.0
-    registers[operations[until, STATE], :size] = 1.0
+    begin_backwards(x, operations, until, registers, noise)
     repeats = False
-    for i in range(until, -1, -1):
-        operation, row = operations[i], c[i]
-        state = registers[operation[STATE]]
-        if operation[VALUE] >= 0:
-            pull(x, row[F], row[G], registers[operation[VALUE]], state, psi)
-        else:
-            psi[:size] = state[:size]
-            state[:size] = 0.0
-        if i == 0:
-            gain[:size] = psi[:size]
-            break
-        if row[NOISE] != 0.0 or repeats:
-            add_noise(row[NOISE], psi, shared, repeats, noise[:size])
-        repeats = row[SHARED] != 0.0
-        if repeats:
-            for j in range(size):
-                shared[j] = row[SHARED] * psi[j]
-        push(x, 0.0, row[A], psi, registers[operation[BASE]])
-        for k in range(operation[TERMS]):
-            push(x, row[BETA + k], row[GAMMA + k], psi, registers[operation[READ + k]])
+    for i in range(until, 0, -1):
+        pull_operation(x, operations[i], c[i], registers, psi)
+        repeats = push_operation(x, operations[i], c[i], registers, psi, shared, repeats, noise)
+    pull_operation(x, operations[0], c[0], registers, gain)
 
 
 @kernel
