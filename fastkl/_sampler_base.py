@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from fastkl._sampler_tape import Point, Tape
 from fastkl._validation import integer
 
-__all__ = ["Sampler"]
+__all__ = ["Sampler", "write_tape"]
 
 Array = NDArray[np.float64]
 Draw = Callable[..., list[Point]]
@@ -66,13 +66,6 @@ class Sampler:
     def is_ddim(self) -> bool:
         """Whether this is DDIM with eta = 0, which has kernels of its own."""
         return self.name == "ddim" and dict(self.options)["eta"] == 0.0
-
-    def tape(self, levels: Array) -> tuple[Tape, list[Point]]:
-        """Return the tape of candidates (M, N+1) that all end at 0 or all above, and its points at the levels."""
-        tape = Tape(levels)
-        with np.errstate(all="ignore"):  # limits at inf and 0 are chosen by np.where
-            points = self.draw(tape, **dict(self.options))
-        return tape, points
 
     def nfe(self, steps: int) -> int:
         """Return how many times `steps` steps, the last one to level 0, evaluate the network.
@@ -131,11 +124,19 @@ class Sampler:
         return low
 
 
+def write_tape(sampler: Sampler, levels: Array) -> tuple[Tape, list[Point]]:
+    """Return the tape of candidates (M, N+1) that all end at 0 or all above, and its points at the levels."""
+    tape = Tape(levels)
+    with np.errstate(all="ignore"):  # limits at inf and 0 are chosen by np.where
+        points = sampler.draw(tape, **dict(sampler.options))
+    return tape, points
+
+
 @lru_cache(maxsize=4096)
 def _evaluations(sampler: Sampler, steps: int) -> int:
     """Count the points whose function value a tape of `steps` steps to 0 uses."""
     last = [0.5**steps] if sampler.above_zero else [0.0]
     levels = np.append(2.0 ** np.linspace(0.0, -1.0, steps), last)[None, :]
-    tape, _ = sampler.tape(levels)
+    tape, _ = write_tape(sampler, levels)
     used = {step.function.index for step in tape.steps}
     return len(used | {point.index for step in tape.steps for point, _ in step.terms})

@@ -1,7 +1,7 @@
 """Any sampler on the CPU: blocks of candidates become programs, and programs tasks for the kernels.
 
-The fast kernel's rounding error is bounded per tile; tiles where it could matter are evaluated again by the kernels that follow
-what is lost against the true solution.
+The fast kernel's rounding error is bounded per tile; tiles where it could matter are evaluated again by the kernels
+that follow what is lost against the true solution.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Block:
         self.threads = threads if work > THREADS_PAY else 1
 
     def run(self, function: Callable[[int, int, int, int], None]) -> None:
-        """Call function(m0, m1, t0, t1) for tasks that cover all candidates and tiles; results do not depend on the cut."""
+        """Call function(m0, m1, t0, t1) for tasks that cover all candidates and tiles; the cut changes no result."""
         rows = max(1, TASK_STEPS // (self.length * min(TILE, self.eigenvalues.size)))
         group = min(self.candidates, rows)
         if self.threads > 1:
@@ -98,13 +98,25 @@ class Block:
     ) -> Array:
         """Return the sums of tiles[i] for candidates[i] from the kernel that keeps more digits."""
         out = np.empty(candidates.size)
-        problem = (self.eigenvalues, self.weights, self.mean, self.levels, self.prior, METRICS[metric], self.operations)
+        problem = (
+            self.eigenvalues,
+            self.weights,
+            self.mean,
+            self.levels,
+            self.prior,
+            METRICS[metric],
+            self.operations,
+        )
 
         def task(i0: int, i1: int) -> None:
             if self.stochastic:
-                loss_sums(*problem, self.table, self.program.registers, *tables, candidates, tiles, i0, i1, out)
+                loss_sums(
+                    *problem, self.table, self.program.registers, *tables, candidates, tiles, i0, i1, out
+                )
             else:
-                precise_sums(*problem, *tables, self.program.registers, self.noise_form, candidates, tiles, i0, i1, out)
+                precise_sums(
+                    *problem, *tables, self.program.registers, self.noise_form, candidates, tiles, i0, i1, out
+                )
 
         length = max(1, TASK_STEPS // (8 * self.length * min(TILE, self.eigenvalues.size)))
         run_all(task, ((i, min(i + length, out.size)) for i in range(0, out.size, length)), self.threads)
@@ -142,38 +154,33 @@ class Block:
             sums[rows, tiles] = self.precise(metric, rows, tiles, tables)
             done |= redo
 
-    def output_variance(self) -> Array:
-        """Return the variance of y at the last level, (M, d)."""
-        out = np.empty((self.candidates, self.eigenvalues.size))
+    def output_variance(self, out: Array, rows: Integers) -> None:
+        """Write the variance of y at the last level to out[rows], (M, d)."""
         precise = not self.stochastic and bool((self.amplification() > LOST_DIGITS).any())
         table = read_only(self.program.deviations()) if precise else self.table
+        kernel = precise_variances if precise else sampler_variances
+        kind = self.noise_form if precise else self.stochastic
 
         def task(m0: int, m1: int, t0: int, t1: int) -> None:
-            if precise:
-                precise_variances(self.eigenvalues, self.levels, self.prior, self.operations, table,
-                                  self.program.registers, self.noise_form, m0, m1, t0, t1, out)  # fmt: skip
-            else:
-                sampler_variances(self.eigenvalues, self.levels, self.prior, self.operations, table,
-                                  self.program.registers, self.stochastic, m0, m1, t0, t1, out)  # fmt: skip
+            for m in range(m0, m1):
+                kernel(self.eigenvalues, self.levels[m], self.prior, self.operations, table[m],
+                       self.program.registers, kind, t0, t1, out[rows[m]])  # fmt: skip
 
         self.run(task)
-        return out
 
-    def trajectory(self) -> Array:
-        """Return the variance of y at every level, (M, N+1, d)."""
-        out = np.empty((*self.levels.shape, self.eigenvalues.size))
+    def trajectory(self, out: Array, rows: Integers) -> None:
+        """Write the variance of y at every level to out[rows], (M, N+1, d)."""
         grid = self.program.grid
         grid.flags.writeable = False
 
         def task(m0: int, m1: int, t0: int, t1: int) -> None:
             for m in range(m0, m1):
                 sampler_levels(self.eigenvalues, self.levels[m], self.prior, self.operations, self.table[m], grid,
-                               self.program.registers, self.stochastic, t0, t1, out[m])  # fmt: skip
+                               self.program.registers, self.stochastic, t0, t1, out[rows[m]])  # fmt: skip
 
         self.run(task)
         if not self.stochastic:  # the last step to level 0 is where digits can be lost
-            out[:, -1] = self.output_variance()
-        return out
+            self.output_variance(out[:, -1], rows)
 
 
 def blocks(
@@ -204,7 +211,7 @@ def output_variance(data: Spectrum, levels: Array, sampler: Sampler, prior: str,
     """Return the variance of y at the last level, (M, d)."""
     out = np.empty((levels.shape[0], len(data)))
     for rows, block in blocks(data, levels, sampler, prior, threads):
-        out[rows] = block.output_variance()
+        block.output_variance(out, rows)
     return out
 
 
@@ -212,5 +219,5 @@ def trajectory(data: Spectrum, levels: Array, sampler: Sampler, prior: str, thre
     """Return the variance of y at every level, (M, N+1, d)."""
     out = np.empty((*levels.shape, len(data)))
     for rows, block in blocks(data, levels, sampler, prior, threads):
-        out[rows] = block.trajectory()
+        block.trajectory(out, rows)
     return out

@@ -1,14 +1,14 @@
 """What the precise kernel for samplers with noise needs: covariances of reference, and each step's defect against them.
 
-The covariance of two points i and j is taken to be lam + tau_ij, tau a number of the levels alone: y = x_0 + n, where n has
-variance s^2 at a level s, follows n' = a n + w z from point to point, and the data x_0 are the same everywhere. A step from b
-keeps to this but for
+The covariance of two points i and j is taken to be lam + tau_ij, tau a number of the levels alone: y = x_0 + n, where
+n has variance s^2 at a level s, follows n' = a n + w z from point to point, and the data x_0 are the same everywhere.
+A step from b keeps to this but for
 
     X_ti = lam (1-a)(tau_bi - s_b^2)/(lam + s_b^2) + sum_j c_j (Cov(f_j, y_i) - Cov(f_b, y_i)),
 
-the defect of its covariance with an earlier point i, or of its variance (i = t, plus the noise's excess), each difference of
-covariances a quotient of polynomials in lam whose coefficients, below, have no cancellation but that of levels. With the
-derivatives psi of the output, its variance is that of the true marginal plus the sum over steps of
+the defect of its covariance with an earlier point i, or of its variance (i = t, plus the noise's excess), each
+difference of covariances a quotient of polynomials in lam whose coefficients, below, have no cancellation but that of
+levels. With the derivatives psi of the output, its variance is that of the true marginal plus the sum over steps of
 
     psi_t^2 (X_tt + sum_j beta_j X_tj) + 2 psi_t sum_i psi_i X_ti.
 """
@@ -33,10 +33,11 @@ class LossTable:
     """Tables for fastkl.kernels.sampler_losses.
 
     `partners` (operations, K, 4): for each operation t the points i that X_ti is needed for, t first: the point, its
-    state's and its value's register if they are used after t (else -1), and its place among the values that t reads (-1:
-    none); a point of -1 ends the list. `reads` (operations, 1 + TERMS): the points whose values t reads. `defects` (M,
-    operations, K, 1 + 3 TERMS): of each X_ti the factor of lam/(lam + s_b^2), and of each term the coefficients of lam^2,
-    lam and 1. `extras` (M, operations, 2): excess of the noise, covariance that a repeated noise has.
+    state's and its value's register if they are used after t (else -1), and its place among the values that t reads
+    (-1: none); a point of -1 ends the list. `reads` (operations, 1 + TERMS): the points whose values t reads.
+    `defects` (M, operations, K, 1 + 3 TERMS): of each X_ti the factor of lam/(lam + s_b^2), and of each term the
+    coefficients of lam^2, lam and 1. `extras` (M, operations, 2): excess of the noise, covariance that a repeated
+    noise has.
     """
 
     def __init__(self, program: Program) -> None:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from fastkl._sampler_base import Sampler
-from fastkl._sampler_tape import MOST_TERMS, Point, Step, Tape
+from fastkl._sampler_base import Sampler, write_tape
+from fastkl._sampler_tape import MOST_TERMS, Step, Tape
 
 __all__ = ["Program", "last_uses"]
 
@@ -19,13 +19,14 @@ Integers = NDArray[np.int64]
 class Program:
     """A sampler on candidates `levels` (M, N+1) that all end at 0 or all above.
 
-    A register holds the state y of a point or its h = y/(lam + s^2), of which D = lam h and e = s h. Operation i makes
-    point i: y_i = a y_base + sum_k (beta_k lam + gamma_k) h_k + noise, then h_i if it is used; operation 0 is the start.
+    A register holds the state y of a point or its h = y/(lam + s^2), of which D = lam h and e = s h. Operation i
+    makes point i: y_i = a y_base + sum_k (beta_k lam + gamma_k) h_k + noise, then h_i if it is used; operation 0 is
+    the start.
     """
 
     def __init__(self, sampler: Sampler, levels: Array) -> None:
         self.sampler = sampler
-        self.tape, points = sampler.tape(levels)
+        self.tape, points = write_tape(sampler, levels)
         self.grid: Integers = np.array([point.index for point in points], dtype=np.int64)
         # (operations, 8): base's register, the new state's, the new h's or -1, number of h's, their registers
         self.operations, self.registers = allocate(self.tape)
@@ -42,23 +43,49 @@ class Program:
         return table
 
     def amplification(self) -> tuple[Array, Array]:
-        """Return how far terms may exceed what is left of them: at most, (M,), and on the last step times lambda, (M,).
+        """Return how far rounding errors may exceed those of a product: at most, (M,), and, times lambda, (M,).
 
-        In the noise form the differences of e add up to terms of size c s/(lam + s s') times the result; on a last step
-        to level 0 that is c s/lam.
+        In the noise form the differences of e add up to terms of size c s/(lam + s s') times the result: on a last step
+        to level 0 that is c s/lam, the second array. And the recursion itself may let errors grow.
         """
-        most, last = np.ones(self.tape.levels.shape[0]), np.zeros(self.tape.levels.shape[0])
+        noise_form = self.tape.kind == "noise"
+        most = np.ones(self.tape.levels.shape[0])
+        last = np.zeros_like(most)
         for step in self.tape.steps:
             size = np.asarray(sum((np.abs(weight) for _, weight in step.terms), np.zeros_like(most)))
             if step.function is not step.base:
-                size = size + (step.base.level if self.tape.kind == "noise" else 1.0)
-            if self.tape.kind == "data":
+                size = size + (step.base.level if noise_form else 1.0)
+            if not noise_form:
                 most = np.maximum(most, size)
             elif step.point.level[0] > 0.0:
                 most = np.maximum(most, size / step.point.level)
             else:
                 last = np.maximum(last, size * step.base.level)
-        return most, last
+        return (np.maximum(most, self.growth()) if noise_form else most), last
+
+    def growth(self) -> Array:
+        """Return how far a relative error of a state may grow until the last level above 0, for lambda = 0, (M,).
+
+        There the true solution is y = s, whatever the step, and the derivatives of a state are numbers.
+        """
+        target = int(self.grid[-2 if self.tape.to_zero else -1])
+        derivatives = np.zeros((self.registers, self.tape.levels.shape[0]))
+        derivatives[self.operations[target, 1]] = 1.0
+        levels = [self.tape.start.level, *(step.point.level for step in self.tape.steps)]
+        largest = np.zeros_like(levels[0])
+        for i in range(target, 0, -1):
+            base, state, value, terms, *read = self.operations[i].tolist()
+            row = self.coefficients[:, i]
+            psi = derivatives[state].copy()
+            derivatives[state] = 0.0
+            if value >= 0:
+                psi += derivatives[value] / row[:, 2]
+                derivatives[value] = 0.0
+            largest = np.maximum(largest, np.abs(psi) * levels[i])
+            derivatives[base] += row[:, 0] * psi
+            for k in range(terms):
+                derivatives[read[k]] += row[:, 9 + k] * psi
+        return largest / levels[target]
 
 
 def last_uses(steps: Sequence[Step], count: int) -> tuple[list[int], list[int]]:

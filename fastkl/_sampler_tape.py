@@ -1,14 +1,15 @@
-"""How a sampler is written down: a tape of steps whose coefficients depend on the levels alone, for all candidates at once.
+"""How a sampler is written down: a tape of steps whose coefficients depend on the levels alone.
 
-In the coordinates y = x/alpha, with s = sigma/alpha, D = y lam/(lam + s^2) and e = (y - D)/s, every step of every sampler
-is
+In the coordinates y = x/alpha, with s = sigma/alpha, D = y lam/(lam + s^2) and e = (y - D)/s, every step of every
+sampler is
 
     y' = a y_b + (1 - a) D_b + sum_j c_j (f_j - f_b) + w z,        f = D or f = e,
 
-b an earlier point, j points evaluated since, z fresh noise; without noise a = s'/s, which is DDIM. The differences f_j - f_b
-vanish with the step, so that what a step loses against the true solution is a sum of small terms that need no cancellation.
-Where f_b was evaluated at another point Y_b of the same level than the one to go on from (UniPC's corrector moves the state
-after the evaluation), the step is that from Y_b plus a (y_b - Y_b) for f = D, or plus (y_b - Y_b) for f = e.
+b an earlier point, j points evaluated since, z fresh noise; without noise a = s'/s, which is DDIM. The differences
+f_j - f_b vanish with the step, so that what a step loses against the true solution is a sum of small terms that need
+no cancellation. Where f_b was evaluated at another point Y_b of the same level than the one to go on from (UniPC's
+corrector moves the state after the evaluation), the step is that from Y_b plus a (y_b - Y_b) for f = D, or plus (y_b
+- Y_b) for f = e.
 """
 
 from __future__ import annotations

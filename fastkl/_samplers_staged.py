@@ -34,7 +34,7 @@ def heun() -> Sampler:
     --------
     >>> import fastkl
     >>> fastkl.output_variance([1.0], [3.0, 1.0, 0.0], sampler="heun").round(4)
-    array([0.9])
+    array([0.625])
     """
     return Sampler("heun", draw_heun, order=2, finite_start=True)
 
@@ -49,7 +49,8 @@ def flow_heun() -> Sampler:
 
     References
     ----------
-    Esser et al., "Scaling Rectified Flow Transformers for High-Resolution Image Synthesis" (arXiv 2403.03206): the flow.
+    Esser et al., "Scaling Rectified Flow Transformers for High-Resolution Image Synthesis"
+    (arXiv 2403.03206): the flow.
 
     Examples
     --------

@@ -55,7 +55,7 @@ def unipc(order: int = 2, variant: str = "bh2", prediction: str = "data") -> Sam
     --------
     >>> import fastkl
     >>> fastkl.output_variance([1.0], [9.0, 3.0, 1.0, 0.3, 0.0], sampler=fastkl.samplers.unipc(order=3)).round(4)
-    array([0.8944])
+    array([0.8692])
     """
     order = integer("order", order, minimum=1, maximum=3)
     choice("variant", variant, ("bh2", "bh1"))

@@ -16,16 +16,16 @@ def warmup() -> float:
     """Compile every CPU kernel now, or load it if it is in the cache on disk.
 
     Without it the first call of each kind does this. Every metric, the pair arithmetic that nearly exact schedules
-    need, counts, a mean, `output_variance` and `trajectory` are evaluated once on tiny problems, for each kind of sampler.
+    need, counts, a mean, `output_variance` and `trajectory` are evaluated once on tiny problems, for each kind of
+    sampler.
 
     Returns
     -------
     float
         Seconds that it took.
 
-    Notes
-    -----
-    Some thirty seconds the first time, some tenths of a second once the kernels are cached, next to nothing when repeated.
+    Notes ----- Some thirty seconds the first time, some tenths of a second once the kernels are cached, next to
+    nothing when repeated.
 
     Examples
     --------

@@ -58,9 +58,9 @@ def divergence(
     metric : {"kl", "reverse_kl", "jeffreys", "w2"}
         Which divergence.
     sampler : str or Sampler
-        The update rule: a name of `fastkl.samplers.names()`, such as "ddim" (Euler's step on the probability-flow ODE in
-        sigma), "heun", "dpmpp_2m", "unipc_2" or "euler_ancestral", or what a function of `fastkl.samplers` returns. Some
-        need a finite first level, a last level above 0, or a few steps.
+        The update rule: a name of `fastkl.samplers.names()`, such as "ddim" (Euler's step on the probability-flow ODE
+        in sigma), "heun", "dpmpp_2m", "unipc_2" or "euler_ancestral", or what a function of `fastkl.samplers`
+        returns. Some need a finite first level, a last level above 0, or a few steps.
     prior : {"vp", "ve", "flow", "exact"}
         Variance v_0 of the first state y = x/alpha: ``vp`` 1 + s_0^2, ``ve`` s_0^2, ``flow`` (1 + s_0)^2, ``exact``
         lambda_i + s_0^2. At s_0 = inf all agree. Every prior has mean 0.
@@ -180,8 +180,8 @@ def output_variance(
 
     .. math:: v_i = v_{0,i} \prod_{k<N} \left(\frac{\lambda_i + s_k s_{k+1}}{\lambda_i + s_k^2}\right)^2
 
-    for DDIM, in the coordinates y = x/alpha of the last level; where the last level is 0, alpha is 1 and this is the variance of
-    the samples. The target is lambda_i + s_N^2.
+    for DDIM, in the coordinates y = x/alpha of the last level; where the last level is 0, alpha is 1 and this is the
+    variance of the samples. The target is lambda_i + s_N^2.
 
     Parameters
     ----------
@@ -206,10 +206,8 @@ def output_variance(
     ValueError, TypeError
         As `divergence`.
 
-    Notes
-    -----
-    Cost: 2 d M N fused multiply-adds; for other samplers as `divergence`. Relative error: below 1e-11 within the ranges of
-    `divergence`.
+    Notes ----- Cost: 2 d M N fused multiply-adds; for other samplers as `divergence`. Relative error: below 1e-11
+    within the ranges of `divergence`.
 
     References
     ----------

@@ -1,8 +1,8 @@
 """Samplers: the update rules between noise levels, by the names that users know them by and with their options.
 
-`fastkl.divergence`, `output_variance` and `trajectory` take a name of `names()`, or what one of the functions here makes:
-``sampler="dpmpp_2m"`` or ``sampler=fastkl.samplers.ddim(eta=0.5)``. A new sampler is a function that writes its steps on a
-tape (`fastkl._sampler_tape`), and a line here.
+`fastkl.divergence`, `output_variance` and `trajectory` take a name of `names()`, or what one of the functions here
+makes: ``sampler="dpmpp_2m"`` or ``sampler=fastkl.samplers.ddim(eta=0.5)``. A new sampler is a function that writes
+its steps on a tape (`fastkl._sampler_tape`), and a line here.
 """
 
 from __future__ import annotations

@@ -1,14 +1,15 @@
 """Samplers without noise where the fast kernel loses digits: the state relative to the true solution.
 
-The true solution of the probability-flow ODE is y = m(s) = sqrt(x + s^2) for an eigenvalue x. With levels as unit vectors
-(alpha, sigma) and mu = sqrt(x alpha^2 + sigma^2) = alpha m, a state is m g, D = x alpha/mu g and e = sigma/mu g. DDIM from b
-to t multiplies g by
+The true solution of the probability-flow ODE is y = m(s) = sqrt(x + s^2) for an eigenvalue x. With levels as unit
+vectors (alpha, sigma) and mu = sqrt(x alpha^2 + sigma^2) = alpha m, a state is m g, D = x alpha/mu g and e = sigma/mu
+g. DDIM from b to t multiplies g by
 
-    cos = (x alpha_b alpha_t + sigma_b sigma_t)/(mu_b mu_t) = 1 - loss,   loss = x A^2/(mu_b mu_t (mu_b mu_t + mu_b mu_t cos)),
+    cos = (x alpha_b alpha_t + sigma_b sigma_t)/(mu_b mu_t) = 1 - loss,
+    loss = x A^2/(mu_b mu_t (mu_b mu_t + mu_b mu_t cos)),
 
-A = alpha_t sigma_b - alpha_b sigma_t, and every further term is c (f_j - f_b), whose value on the true solution has a closed
-form without cancellation too. g is carried as an unevaluated sum, so that g - 1 keeps its digits where steps lose little, and g
-itself where they lose nearly all.
+A = alpha_t sigma_b - alpha_b sigma_t, and every further term is c (f_j - f_b), whose value on the true solution has a
+closed form without cancellation too. g is carried as an unevaluated sum, so that g - 1 keeps its digits where steps
+lose little, and g itself where they lose nearly all.
 """
 
 from __future__ import annotations
@@ -183,17 +184,14 @@ def precise_sums(
 
 @entry_point
 def precise_variances(
-    eigenvalues, levels, prior, operations, coefficients, registers, noise_form, m0, m1, t0, t1, out
+    eigenvalues, levels, prior, operations, coefficients, registers, noise_form, t0, t1, out
 ):
-    """Write the output variance of y at the last level to out of shape (M, d), candidates m0 to m1, tiles t0 to t1."""
+    """Write one candidate's output variance of y at the last level to out (d,), tiles t0 to t1."""
     bank, scratch = np.empty((registers, 3, LANES)), np.empty((4, LANES))
     gain, r, z = np.empty(LANES), np.empty(LANES), np.empty(LANES)
-    until, last = operations.shape[0] - 1, levels.shape[1] - 1
+    until, last = operations.shape[0] - 1, levels[levels.size - 1]
     for begin in range(t0 * TILE, min(t1 * TILE, eigenvalues.size), LANES):
         x = eigenvalues[begin : begin + LANES]
-        for m in range(m0, m1):
-            deviation(
-                x, levels[m], prior, operations, coefficients[m], noise_form, until, bank, scratch, gain, r, z
-            )
-            for j in range(x.size):
-                out[m, begin + j] = r[j] * (x[j] + levels[m, last] * levels[m, last])
+        deviation(x, levels, prior, operations, coefficients, noise_form, until, bank, scratch, gain, r, z)
+        for j in range(x.size):
+            out[begin + j] = r[j] * (x[j] + last * last)

@@ -1,7 +1,7 @@
 """Samplers with noise where the fast kernel loses digits: the output's variance from what each step loses.
 
-The tables and the formula are those of fastkl._sampler_losses: the output's variance is that of the true marginal plus a sum
-over steps, of terms that are as small as what the steps lose.
+The tables and the formula are those of fastkl._sampler_losses: the output's variance is that of the true marginal
+plus a sum over steps, of terms that are as small as what the steps lose.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from fastkl.kernels.compiling import entry_point, kernel
 from fastkl.kernels.ddim_horner import TILE, sum_tile
 from fastkl.kernels.sampler_deviation import mismatch
 from fastkl.kernels.sampler_moments import (
-    A,
     BETA,
-    F,
-    G,
     GAMMA,
     LANES,
+    A,
+    F,
+    G,
     begin_backwards,
     pull_operation,
     push_operation,
@@ -118,7 +118,11 @@ def loss_sums(
         tables = partners, reads, defects[m], extras[m]
         for k in range(begin, end, LANES):
             stop = min(k + LANES, end)
-            x, w, part = eigenvalues[k:stop], weights[k - shift : stop - shift], terms[k - begin : stop - begin]
+            x, w, part = (
+                eigenvalues[k:stop],
+                weights[k - shift : stop - shift],
+                terms[k - begin : stop - begin],
+            )
             losses(x, levels[m], prior, operations, coefficients[m], tables, bank, scratch, gain, noise, r, z)
             terms_of(x, w, levels[m], metric, r, z, part)
             if mean.size > 0 and not math.isinf(levels[m, 0]):

@@ -1,12 +1,13 @@
 """What any sampler does to a Gaussian along one direction: the gain of the first state and the variance of the noises.
 
-A sampler comes as a program (fastkl._sampler_program): operation i makes y_i = a y_base + sum_k (beta_k x + gamma_k) h_k + w z
-for an eigenvalue x and then, where it is used, h_i = y_i/(f x + g). Without noise the operations run forwards. With noise
-they run backwards, on the derivative of the output with respect to every register: the noise of operation i reaches the
-output with w times the derivative at y_i, so one pass gives gain and variance however the noises mix.
+A sampler comes as a program (fastkl._sampler_program): operation i makes y_i = a y_base + sum_k (beta_k x + gamma_k)
+h_k + w z for an eigenvalue x and then, where it is used, h_i = y_i/(f x + g). Without noise the operations run
+forwards. With noise they run backwards, on the derivative of the output with respect to every register: the noise of
+operation i reaches the output with w times the derivative at y_i, so one pass gives gain and variance however the
+noises mix.
 
-One division for each evaluation of the network is what the arithmetic is bound by. Loops run over LANES eigenvalues inside
-and over operations outside, so that the registers stay in the L1 cache.
+One division for each evaluation of the network is what the arithmetic is bound by. Loops run over LANES eigenvalues
+inside and over operations outside, so that the registers stay in the L1 cache.
 """
 
 from __future__ import annotations
@@ -14,17 +15,17 @@ from __future__ import annotations
 from fastkl.kernels.compiling import fma, kernel
 
 __all__ = [
-    "A",
     "BASE",
     "BETA",
-    "F",
-    "G",
     "GAMMA",
     "LANES",
     "READ",
     "STATE",
     "TERMS",
     "VALUE",
+    "A",
+    "F",
+    "G",
     "begin_backwards",
     "forwards",
     "moments",

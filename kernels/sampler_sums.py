@@ -65,9 +65,9 @@ def add_mean(x, weights, mean, levels, metric, gain, r, terms):
         if metric != W2:
             target = x[j] + last * last
             share = 0.0
-            if metric == KL or metric == JEFFREYS:
+            if metric != REVERSE_KL:
                 share += 0.5 / (r[j] * target)
-            if metric == REVERSE_KL or metric == JEFFREYS:
+            if metric != KL:
                 share += 0.5 / target
             term *= share
         terms[j] += weights[j] * term
@@ -80,8 +80,8 @@ def sampler_sums(
 ):  # fmt: skip
     """Write to out[m, t] the divergence of candidate m summed over tile t, for m0 <= m < m1 and t0 <= t < t1.
 
-    eigenvalues (d,); weights (d,), or ones (TILE,) that serve every tile; mean (d,) or empty; levels (M, N+1); operations
-    and coefficients of the program, the latter (M, operations, 13); out (M, tiles).
+    eigenvalues (d,); weights (d,), or ones (TILE,) that serve every tile; mean (d,) or empty; levels (M, N+1);
+    operations and coefficients of the program, the latter (M, operations, 13); out (M, tiles).
     """
     bank, scratch = np.empty((registers, LANES)), np.empty((2, LANES))
     gain, noise, r, z = np.empty(LANES), np.empty(LANES), np.empty(LANES), np.empty(LANES)
@@ -114,28 +114,17 @@ def sampler_sums(
 
 @entry_point
 def sampler_variances(
-    eigenvalues, levels, prior, operations, coefficients, registers, stochastic, m0, m1, t0, t1, out
+    eigenvalues, levels, prior, operations, coefficients, registers, stochastic, t0, t1, out
 ):
-    """Write the output variance of y at the last level to out of shape (M, d), for the same ranges."""
+    """Write one candidate's output variance of y at the last level to out (d,), tiles t0 to t1."""
     bank, scratch = np.empty((registers, LANES)), np.empty((2, LANES))
     gain, noise = np.empty(LANES), np.empty(LANES)
+    last = operations.shape[0] - 1
     for begin in range(t0 * TILE, min(t1 * TILE, eigenvalues.size), LANES):
         x = eigenvalues[begin : begin + LANES]
-        for m in range(m0, m1):
-            moments(
-                x,
-                operations,
-                coefficients[m],
-                stochastic,
-                operations.shape[0] - 1,
-                bank,
-                scratch,
-                gain,
-                noise,
-            )
-            for j in range(x.size):
-                v0 = first_variance(x[j], levels[m, 0], prior)
-                out[m, begin + j] = gain[j] * gain[j] * v0 + noise[j]
+        moments(x, operations, coefficients, stochastic, last, bank, scratch, gain, noise)
+        for j in range(x.size):
+            out[begin + j] = gain[j] * gain[j] * first_variance(x[j], levels[0], prior) + noise[j]
 
 
 @entry_point

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import reference_samplers as reference
+import reference_solvers as solvers
 
 from fastkl import samplers
 
@@ -31,9 +32,9 @@ def reference_of(sampler):
             result["eta"] = eta
         if sampler.name == "multistep":
             result |= {"euler_at_final": options["euler_at_final"], "second": options["second_step"]}
-        return getattr(reference, sampler.name), result
+        return getattr(solvers, sampler.name), result
     if sampler.name == "unipc":
-        return reference.unipc, {"order": options["order"], "variant": options["variant"],
+        return solvers.unipc, {"order": options["order"], "variant": options["variant"],
                                  "kind": options["prediction"]}  # fmt: skip
     if sampler.name == "flow_heun":
         return reference.heun, {"flow": True}

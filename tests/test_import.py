@@ -22,6 +22,7 @@ PROMISED = {
         *("from_alphas_cumprod", "from_betas", "sigmas"),
     },
     "discretize": {"uniform", "quadratic", "power_uniform", "karras", "exponential", "tangent", "geodesic"},
+    "samplers": {"ddim", "heun", "multistep", "names", "nfe", "singlestep", "steps_for", "unipc"},
     "divergence": set(),
     "output_variance": set(),
     "trajectory": set(),
@@ -56,7 +57,7 @@ HEAVY = {"numba", "llvmlite", "scipy", "cupy", "rich", "matplotlib", "mpmath", "
         "import fastkl",
         "from fastkl import Spectrum, NoiseSchedule, discretize",
         "import fastkl; fastkl.divergence, fastkl.output_variance, fastkl.trajectory, fastkl.__all__, dir(fastkl)",
-        "import fastkl.evaluate, fastkl.spectrum, fastkl.schedule, fastkl.discretize, fastkl.theory",
+        "import fastkl.evaluate, fastkl.spectrum, fastkl.schedule, fastkl.discretize, fastkl.theory, fastkl.samplers",
         "import fastkl; fastkl.Spectrum.preset('mnist'); fastkl.NoiseSchedule.ddpm_linear().sigmas([999, 0])",
         "import fastkl.kernels.reference",
     ],
@@ -107,7 +108,7 @@ def test_the_top_level_offers_what_is_promised():
             assert callable(getattr(owner, member)), f"{name}.{member}"
 
 
-@pytest.mark.parametrize("module", ["evaluate", "spectrum", "schedule", "discretize", "theory"])
+@pytest.mark.parametrize("module", ["evaluate", "spectrum", "schedule", "discretize", "samplers", "theory"])
 def test_all_of_each_module_exists_and_is_documented(module):
     loaded = importlib.import_module(f"fastkl.{module}")
     for name in loaded.__all__:

@@ -1,5 +1,6 @@
-"""Samplers: the registry, identities between samplers, orders of convergence, chance, and evaluations of the network."""
+"""Samplers: the registry, identities, orders of convergence, chance, and evaluations of the network."""
 
+import itertools
 import math
 
 import numpy as np
@@ -203,7 +204,7 @@ def test_monte_carlo_of_the_sampler_with_correlated_noises(rng, brownian):
     levels, eigenvalue, size = np.array([80.0, 5.0, 1.0, 0.1, 0.0]), 1.0, 400_000
     y = levels[0] * rng.normal(size=size)
     denoise = lambda y, s: y * eigenvalue / (eigenvalue + s * s)  # noqa: E731
-    for s, t in zip(levels[:-2], levels[1:-1], strict=True):
+    for s, t in itertools.pairwise(levels[:-1]):
         m, q = math.sqrt(s * t), t / s
         to_m, rest = math.sqrt(s - m) * rng.normal(size=size), math.sqrt(m - t) * rng.normal(size=size)
         z1, z2 = to_m / math.sqrt(s - m), (to_m + rest) / math.sqrt(s - t)
@@ -248,7 +249,7 @@ def test_discretizations_for_a_number_of_evaluations():
     schedule = fastkl.NoiseSchedule.edm()
     levels = fastkl.discretize.for_nfe("karras", schedule, 10, "heun", rho=[5.0, 7.0])
     np.testing.assert_array_equal(levels, fastkl.discretize.karras(schedule, 5, [5.0, 7.0]))
-    with pytest.raises(ValueError, match="nfe = 12: .*prk.* needs at least 13 evaluations"):
+    with pytest.raises(ValueError, match=r"nfe = 12: .*prk.* needs at least 13 evaluations"):
         fastkl.discretize.for_nfe("karras", schedule, 12, "prk")
     with pytest.raises(ValueError, match="family = 'cubic'"):
         fastkl.discretize.for_nfe("cubic", schedule, 10, "ddim")

@@ -38,7 +38,7 @@ def test_the_reference_repeats_the_run(name):
 
 
 def falling(levels):
-    """The levels with a repeated last one, which makes the last step the identity, moved by one unit in the last place."""
+    """The levels, a repeated last one (its step is the identity) moved by one unit in the last place."""
     levels = np.array(levels)
     if levels[-1] == levels[-2]:
         levels[-1] = np.nextafter(levels[-1], 0.0)

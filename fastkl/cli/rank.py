@@ -32,9 +32,10 @@ __all__ = ["DESCRIPTION", "SUMMARY", "add_arguments", "run"]
 
 SUMMARY = "score thousands of discretizations of a noise schedule and rank them"
 DESCRIPTION = (
-    "Scores the known families of discretizations over ranges of their parameters by the exact divergence of a sampler's "
-    "output from Gaussian data of the given spectrum, and prints the best of each family and the winner's levels. With "
-    "several samplers it prints the best of each; --nfe gives each as many steps as that many evaluations allow."
+    "Scores the known families of discretizations over ranges of their parameters by the exact divergence of a "
+    "sampler's output from Gaussian data of the given spectrum, and prints the best of each family and the "
+    "winner's levels. With several samplers it prints the best of each; --nfe gives each as many steps as "
+    "that many evaluations allow."
 )
 
 Array = NDArray[np.float64]

@@ -76,7 +76,8 @@ def print_scores(file: str, report: dict[str, Any]) -> None:
     """Print a table with a row for each candidate, in the order of the file."""
     values = report["values"]
     rows = list(zip(*values.values(), strict=True))
-    title = f"{file} on {report['spectrum']['name']}, {report['sampler']}, prior {report['prior']}, N = {report['steps']}"
+    where = f"{file} on {report['spectrum']['name']}"
+    title = f"{where}, {report['sampler']}, prior {report['prior']}, N = {report['steps']}"
     columns = [("candidate", "right"), *((metric, "right") for metric in values)]
     table(title, columns, [(str(i), *map(digits, row)) for i, row in enumerate(rows[:TABLE_ROWS])])
     if len(rows) > TABLE_ROWS:
