@@ -26,7 +26,34 @@ def rate_table(result: dict) -> list[str]:
     ]
 
 
-def report(result: dict) -> str:
+def sampler_table(result: dict) -> list[str]:
+    """Return the table of the samplers' rates, and what stands below it."""
+    lines = [
+        f"Other samplers, {result['N']} steps of {result['M']} candidates on {result['d']:,} eigenvalues, one thread;"
+        " an evaluation counts as one",
+        "division, the least of the recursions, and an output as four.",
+        "",
+        "| sampler | evaluations | eigenvalue-evaluations/s | share of the machine's division rate "
+        "| times vectorised NumPy |",
+        "|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {row['sampler']} | {row['nfe']} | {row['eigenvalue_evaluations_per_s'] / 1e9:.2f}e9 "
+        f"| {row['share_of_division_rate']:.0%} | {row['times_numpy']:.1f} |"
+        for row in result["rates"]
+        if row["threads"] == 1
+    ]
+    plain, noisy = result["precise_eigenvalue_evaluations_per_s"].values()
+    return [
+        *lines,
+        "",
+        f"On schedules so fine that the divergence needs more digits: {plain / 1e9:.2f}e9 without noise, "
+        f"{noisy / 1e9:.2f}e9 with.",
+        f"Measured {result['date']} at commit {result['commit'][:12]}.",
+    ]
+
+
+def report(result: dict, samplers: dict) -> str:
     """Return the text between the markers."""
     first, startup, growth = result["rates"][0], result["startup"], result["growth"]
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
@@ -46,6 +73,8 @@ def report(result: dict) -> str:
         f"on disk and {startup['first_call_cold_cache_s']:.0f} s without (once per installation); a later small call "
         f"{startup['later_call_s'] * 1e6:.0f} us.",
         "",
+        *sampler_table(samplers),
+        "",
         f"Machine: {result['cpu']}, {result['cpus']} CPUs, {result['system']}, Python {result['python']}; {versions}.",
         f"Measured {result['date']} at commit {result['commit'][:12]}. GPU: not measured (no GPU kernels yet).",
     ]
@@ -58,17 +87,19 @@ def main() -> int:
     text = path.read_text(encoding="utf-8")
     before, rest = text.split(BEGIN)
     after = rest.split(END)[1]
-    results = ROOT / "benchmarks" / "results" / "cpu.json"
-    if not results.exists():
-        print(f"{results} is missing: run python benchmarks/side_by_side.py", file=sys.stderr)
-        return 1
-    result = json.loads(results.read_text(encoding="utf-8"))
-    updated = f"{before}{BEGIN}\n{report(result)}\n{END}{after}"
+    read = []
+    for name, script in (("cpu.json", "side_by_side.py"), ("samplers.json", "samplers.py")):
+        results = ROOT / "benchmarks" / "results" / name
+        if not results.exists():
+            print(f"{results} is missing: run python benchmarks/{script}", file=sys.stderr)
+            return 1
+        read.append(json.loads(results.read_text(encoding="utf-8")))
+    updated = f"{before}{BEGIN}\n{report(*read)}\n{END}{after}"
     if "--check" not in sys.argv[1:]:
         path.write_text(updated, encoding="utf-8")
     elif updated != text:
         print(
-            "README.md differs from benchmarks/results/cpu.json: run python benchmarks/report.py",
+            "README.md differs from benchmarks/results: run python benchmarks/report.py",
             file=sys.stderr,
         )
         return 1

@@ -2,15 +2,16 @@
 
 What one evaluation of the network costs a kernel, for one eigenvalue (an eigenvalue-evaluation), at the least:
 
-| pass | divisions | multiply-adds |
-|---|---|---|
-| without noise: y' = a y + sum_k (beta_k x + gamma_k) h_k over n values, h' = y'/(x + s^2) | 1 | 2 n + 2 |
-| with noise, backwards: psi = state + h/(x + s^2), then psi^2, a psi and n times (beta_k x + gamma_k) psi | 1 | 2 n + 5 |
+- without noise, y' = a y + sum_k (beta_k x + gamma_k) h_k over n values and h' = y'/(x + s^2): 1 division, 2 n + 2
+  multiply-adds;
+- with noise, backwards, psi = state + h/(x + s^2), psi^2, a psi and n times (beta_k x + gamma_k) psi: 1 division,
+  2 n + 5 multiply-adds;
 
-and once for each eigenvalue the terms of `kl`: r, 1/r and a logarithm, 4 divisions and about 25 multiply-adds. A division
-costs as much as 4 to 10 multiply-adds, and n is 1 to 4, so the floor written down is that of the divisions: one for each
-evaluation and four for each output. The machine's rate of divisions is measured in the same rounds by a loop that does nothing
-else. NumPy runs the same program over arrays (fastkl.kernels.sampler_reference); all are timed one after the other.
+and once for each eigenvalue the terms of `kl`: r, 1/r and a logarithm, 4 divisions and about 25 multiply-adds. A
+division costs as much as 4 to 10 multiply-adds, and n is 1 to 4, so the floor written down is that of the divisions:
+one for each evaluation and four for each output. The machine's rate of divisions is measured in the same rounds by a
+loop that does nothing else. NumPy runs the same program over arrays (fastkl.kernels.sampler_reference); all are timed
+one after the other.
 
 Run as `python benchmarks/samplers.py`; writes benchmarks/results/samplers.json.
 """

@@ -35,7 +35,7 @@ THREADS_PAY = 1 << 18  # pairs from which on threads are worth starting
 TABLE_BYTES = 1 << 22  # coefficients of one block of candidates
 PARTIAL_SUMS = 1 << 18  # tile sums held at a time
 ROUNDINGS = 2.0  # of one operation, in the units of error_bounds (4 roundings, doubled by the square)
-LOST_DIGITS = 100.0  # amplification from which on variances come from the precise kernel
+LOST_DIGITS = 100.0  # roundings for each operation from which on variances come from the precise kernel
 
 
 class Block:
@@ -122,13 +122,10 @@ class Block:
         run_all(task, ((i, min(i + length, out.size)) for i in range(0, out.size, length)), self.threads)
         return out
 
-    def amplification(self) -> Array:
-        """Return by how much terms exceed their sum, (M, tiles)."""
-        most, last = self.program.amplification()
-        starts = np.arange(0, self.eigenvalues.size, TILE)
-        least = np.minimum.reduceat(self.eigenvalues, starts) if last.any() else np.ones(self.tiles)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            return np.maximum(most[:, None], np.where(last[:, None] > 0.0, last[:, None] / least, 0.0))
+    def roundings(self) -> Array:
+        """Return how many roundings the output's error may come to, at each tile's least eigenvalue, (M, tiles)."""
+        least = np.minimum.reduceat(self.eigenvalues, np.arange(0, self.eigenvalues.size, TILE))
+        return self.program.roundings(least)
 
     def divergence(self, metric: str) -> Array:
         """Return the divergence of every candidate."""
@@ -138,7 +135,7 @@ class Block:
         if metric == "w2":
             variance = tile_totals(self.eigenvalues, self.data.counts, self.eigenvalues.size)
             scale = variance + np.square(self.levels[:, -1:]) * weight
-        effective = ROUNDINGS * self.length * self.amplification()
+        effective = ROUNDINGS * self.roundings()
         done = np.zeros(sums.shape, dtype=np.bool_)
         tables = None
         while True:
@@ -156,7 +153,7 @@ class Block:
 
     def output_variance(self, out: Array, rows: Integers) -> None:
         """Write the variance of y at the last level to out[rows], (M, d)."""
-        precise = not self.stochastic and bool((self.amplification() > LOST_DIGITS).any())
+        precise = not self.stochastic and bool((self.roundings() > LOST_DIGITS * self.length).any())
         table = read_only(self.program.deviations()) if precise else self.table
         kernel = precise_variances if precise else sampler_variances
         kind = self.noise_form if precise else self.stochastic

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,50 +42,58 @@ class Program:
             fill_deviation(table[:, i], step, self.tape.kind == "noise")
         return table
 
-    def amplification(self) -> tuple[Array, Array]:
-        """Return how far rounding errors may exceed those of a product: at most, (M,), and, times lambda, (M,).
+    def roundings(self, x: Array) -> Array:
+        """Return how many roundings of itself the output's error may come to, for eigenvalues x, (M, x.size).
 
-        In the noise form the differences of e add up to terms of size c s/(lam + s s') times the result: on a last step
-        to level 0 that is c s/lam, the second array. And the recursion itself may let errors grow.
+        The result of operation i has one of itself, about m = sqrt(x + s^2), and one of each of its terms, and they
+        reach the output with the derivative of it there. With noise, of whose variances none is negative, the terms'
+        weights stand for that.
         """
-        noise_form = self.tape.kind == "noise"
-        most = np.ones(self.tape.levels.shape[0])
-        last = np.zeros_like(most)
-        for step in self.tape.steps:
-            size = np.asarray(sum((np.abs(weight) for _, weight in step.terms), np.zeros_like(most)))
-            if step.function is not step.base:
-                size = size + (step.base.level if noise_form else 1.0)
-            if not noise_form:
-                most = np.maximum(most, size)
-            elif step.point.level[0] > 0.0:
-                most = np.maximum(most, size / step.point.level)
-            else:
-                last = np.maximum(last, size * step.base.level)
-        return (np.maximum(most, self.growth()) if noise_form else most), last
+        rows, count = len(self.coefficients), len(self.operations)
+        if self.sampler.stochastic:
+            most = np.ones(rows)
+            for step in self.tape.steps:
+                size = np.asarray(sum((np.abs(weight) for _, weight in step.terms), np.zeros(rows)))
+                most = np.maximum(most, size if self.tape.kind == "data" else size / step.point.level)
+            return count * most[:, None] * np.ones_like(x)
+        total, gain = np.zeros((rows, x.size)), np.ones((rows, x.size))
+        points = [self.tape.start, *(step.point for step in self.tape.steps)]
+        for i, psi in self.derivatives(x):
+            gain = np.abs(psi) * magnitude(points[i].level, x)
+            total += gain + (np.abs(psi) * self.term_sizes(i, x) if i > 0 else 0.0)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ratio = total / gain
+        return np.where(np.isfinite(ratio), np.maximum(ratio, count), count)
 
-    def growth(self) -> Array:
-        """Return how far a relative error of a state may grow until the last level above 0, for lambda = 0, (M,).
-
-        There the true solution is y = s, whatever the step, and the derivatives of a state are numbers.
-        """
-        target = int(self.grid[-2 if self.tape.to_zero else -1])
-        derivatives = np.zeros((self.registers, self.tape.levels.shape[0]))
-        derivatives[self.operations[target, 1]] = 1.0
-        levels = [self.tape.start.level, *(step.point.level for step in self.tape.steps)]
-        largest = np.zeros_like(levels[0])
-        for i in range(target, 0, -1):
+    def derivatives(self, x: Array) -> Iterator[tuple[int, Array]]:
+        """Yield the operations, the last one first, with the output's derivatives with respect to their states."""
+        registers = np.zeros((self.registers, len(self.coefficients), x.size))
+        registers[self.operations[-1, 1]] = 1.0
+        for i in range(len(self.operations) - 1, -1, -1):
             base, state, value, terms, *read = self.operations[i].tolist()
             row = self.coefficients[:, i]
-            psi = derivatives[state].copy()
-            derivatives[state] = 0.0
+            psi = registers[state].copy()
+            registers[state] = 0.0
             if value >= 0:
-                psi += derivatives[value] / row[:, 2]
-                derivatives[value] = 0.0
-            largest = np.maximum(largest, np.abs(psi) * levels[i])
-            derivatives[base] += row[:, 0] * psi
-            for k in range(terms):
-                derivatives[read[k]] += row[:, 9 + k] * psi
-        return largest / levels[target]
+                with np.errstate(divide="ignore", invalid="ignore"):
+                    psi += registers[value] / (row[:, 1:2] * x + row[:, 2:3])
+                registers[value] = 0.0
+            yield i, psi
+            if i > 0:
+                registers[base] += row[:, :1] * psi
+                for k in range(terms):
+                    registers[read[k]] += (row[:, 5 + k : 6 + k] * x + row[:, 9 + k : 10 + k]) * psi
+
+    def term_sizes(self, i: int, x: Array) -> Array:
+        """Return the sum of the terms of operation i without their signs, on the true solution, (M, x.size)."""
+        step = self.tape.steps[i - 1]
+        m = magnitude(step.base.level, x)
+        weight = np.asarray(sum((np.abs(c) for _, c in step.terms), np.zeros(len(self.coefficients))))[
+            :, None
+        ]
+        here = np.where(np.isinf(step.base.level), 1.0, step.base.level)[:, None]
+        size = weight * (x if self.tape.kind == "data" else here) / m
+        return np.asarray(size + m if step.function is not step.base else size)
 
 
 def last_uses(steps: Sequence[Step], count: int) -> tuple[list[int], list[int]]:
@@ -177,6 +185,12 @@ def area(high: Array, low: Array) -> Array:
     first, second = unit_vector(high)[0], unit_vector(low)[0]
     gap = np.where(np.isinf(high), 0.0, high) - np.where(np.isinf(low), 0.0, low)
     return np.where(np.isinf(high), second, np.where(np.isinf(low), -first, first * second * gap))
+
+
+def magnitude(level: Array, x: Array) -> Array:
+    """Return the true solution sqrt(x + s^2), in units of s where s is inf, (M, x.size)."""
+    infinite = np.isinf(level)[:, None]
+    return np.where(infinite, 1.0, np.sqrt(x + np.square(np.where(infinite, 0.0, level[:, None]))))
 
 
 def fill_deviation(row: Array, step: Step, noise_form: bool) -> None:

@@ -1,6 +1,6 @@
 """Accuracy of every sampler against the 50-digit reference, over the whole contract: 1e-10 relative of each divergence.
 
-Eigenvalues 1e-12 to 1e12, levels 1e-4 to 1e5, divergences down to 1e-12 of an eigenvalue's scale. Tests print their seed.
+Eigenvalues 1e-12 to 1e12, levels 1e-4 to 1e5, divergences down to 1e-12 of an eigenvalue's scale.
 """
 
 import math
