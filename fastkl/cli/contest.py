@@ -17,6 +17,7 @@ from fastkl.spectrum import Spectrum
 __all__ = ["Entry", "entries", "sampler_names"]
 
 Array = NDArray[np.float64]
+STEPS = 10  # unless the command line says otherwise
 
 
 @dataclass
@@ -43,7 +44,7 @@ def entries(arguments: argparse.Namespace, schedule: NoiseSchedule, spectrum: Sp
     """Return an entry for each sampler asked for; those of equal steps share their candidates."""
     result, made = [], {}
     for name in arguments.samplers:
-        steps = arguments.steps
+        steps = arguments.steps or STEPS
         if arguments.nfe is not None:
             steps = samplers.steps_for(name, arguments.nfe)
         if steps not in made:

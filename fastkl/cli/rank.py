@@ -47,8 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_spectrum(parser)
     add_schedule(parser)
     budget = parser.add_mutually_exclusive_group()
-    text = "steps, for DDIM and most others evaluations of the network (default: %(default)s)"
-    budget.add_argument("--steps", type=positive_integer, default=10, metavar="N", help=text)
+    text = "steps, for DDIM and most others evaluations of the network (default: 10)"
+    budget.add_argument("--steps", type=positive_integer, metavar="N", help=text)
     text = "evaluations of the network that each sampler may use, in place of --steps"
     budget.add_argument("--nfe", type=positive_integer, metavar="NUMBER", help=text)
     text = "samplers to compare, with commas between, such as ddim,heun,dpmpp_2m (default: ddim)"
