@@ -106,7 +106,46 @@ def compression(result: dict) -> list[str]:
     ]
 
 
-SECTIONS: dict[str, Callable[[dict], list[str]]] = {"cpu": evaluation, "compression": compression}
+def samplers(result: dict) -> list[str]:
+    """Return the samplers' rates."""
+    plain, noisy = result["precise_eigenvalue_evaluations_per_s"].values()
+    return [
+        f"Samplers other than `ddim`, {result['N']} steps of {result['M']} candidates on {result['d']:,} eigenvalues, one",
+        "thread; an evaluation counts as one division, the least of the recursions, and an output as four.",
+        "",
+        *table(
+            [
+                "sampler",
+                "evaluations",
+                "eigenvalue-evaluations/s",
+                "share of the machine's division rate",
+                "times vectorised NumPy",
+            ],
+            [
+                [
+                    row["sampler"],
+                    str(row["nfe"]),
+                    f"{row['eigenvalue_evaluations_per_s'] / 1e9:.2f}e9",
+                    f"{row['share_of_division_rate']:.0%}",
+                    f"{row['times_numpy']:.1f}",
+                ]
+                for row in result["rates"]
+                if row["threads"] == 1
+            ],
+        ),
+        "",
+        f"On schedules so fine that the divergence needs more digits: {plain / 1e9:.2f}e9 without noise, "
+        f"{noisy / 1e9:.2f}e9 with.",
+        "",
+        *machine(result),
+    ]
+
+
+SECTIONS: dict[str, Callable[[dict], list[str]]] = {
+    "cpu": evaluation,
+    "compression": compression,
+    "samplers": samplers,
+}
 
 
 def updated(text: str, name: str) -> str:

@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fastkl import discretize, theory
+    from fastkl import discretize, samplers, theory
     from fastkl._denoising import DenoisingFit, PoorFitWarning, fit_denoising_errors
     from fastkl._rank import RankDeficientWarning
     from fastkl._search import SearchResult, search
@@ -43,12 +43,12 @@ _HOMES = {
 
 __all__ = ["DenoisingFit", "NoiseSchedule", "PoorFitWarning", "RankDeficientWarning", "SearchResult", "Spectrum",
            "SpectrumMoments", "__version__", "best_gamma", "discretize", "divergence", "expansion",
-           "fit_denoising_errors", "output_variance", "search", "tangent_gamma", "theory", "trajectory",
+           "fit_denoising_errors", "output_variance", "samplers", "search", "tangent_gamma", "theory", "trajectory",
            "warmup"]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("discretize", "theory"):
+    if name in ("discretize", "samplers", "theory"):
         return importlib.import_module(f"fastkl.{name}")
     if name in _HOMES:
         value = getattr(importlib.import_module(_HOMES[name]), name)

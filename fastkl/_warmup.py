@@ -16,16 +16,16 @@ def warmup() -> float:
     """Compile every CPU kernel now, or load it if it is in the cache on disk.
 
     Without it the first call of each kind does this. Every metric, the pair arithmetic that nearly exact schedules
-    need, counts, a mean, `output_variance` and `trajectory` are evaluated once on tiny problems.
+    need, counts, a mean, `output_variance` and `trajectory` are evaluated once on tiny problems, for each kind of
+    sampler.
 
     Returns
     -------
     float
         Seconds that it took.
 
-    Notes
-    -----
-    Some ten seconds the first time, some tenths of a second once the kernels are cached, next to nothing when repeated.
+    Notes ----- Some thirty seconds the first time, some tenths of a second once the kernels are cached, next to
+    nothing when repeated.
 
     Examples
     --------
@@ -43,6 +43,15 @@ def warmup() -> float:
             for spectrum in (plain, full):
                 divergence(spectrum, coarse, metric, prior=prior)
                 divergence(spectrum, fine, metric, prior=prior)
-    output_variance(plain, coarse)
-    trajectory(plain, coarse)
+    for sampler in (
+        "ddim",
+        "plms",
+        "euler_ancestral",
+    ):  # DDIM's kernels, those without noise, those with noise
+        for levels in (coarse, fine):
+            divergence(plain, levels, sampler=sampler, prior="exact")
+            divergence(full, levels, sampler=sampler, prior="exact")
+        output_variance(plain, coarse, sampler=sampler)
+        trajectory(plain, coarse, sampler=sampler)
+    output_variance(np.array([1e-9]), coarse, sampler="lms")  # so small that the precise kernel is asked
     return time.perf_counter() - began

@@ -23,6 +23,7 @@ from fastkl._families import (
     strict,
     uniform_timesteps,
 )
+from fastkl._nfe import for_nfe
 from fastkl._snapping import snap
 from fastkl._validation import choice, integer
 from fastkl.schedule import NoiseSchedule
@@ -31,6 +32,7 @@ from fastkl.spectrum import Spectrum
 __all__ = [
     "FAMILIES",
     "exponential",
+    "for_nfe",
     "geodesic",
     "karras",
     "power_uniform",

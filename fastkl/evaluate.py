@@ -10,15 +10,16 @@ from numpy.typing import ArrayLike, NDArray
 from fastkl._candidates import candidate_levels
 from fastkl._dispatch import backend_for
 from fastkl._stand_in import doubtful, stand_in
+from fastkl._sampler_base import Sampler
+from fastkl._sampler_dispatch import checked_sampler, sampler_kernels
 from fastkl._threads import thread_count
 from fastkl._validation import choice, real_number
 from fastkl.spectrum import Spectrum, as_spectrum
 
-__all__ = ["METRICS", "PRIORS", "SAMPLERS", "divergence", "output_variance", "trajectory"]
+__all__ = ["METRICS", "PRIORS", "divergence", "output_variance", "trajectory"]
 
 METRICS = ("kl", "reverse_kl", "jeffreys", "w2")
 PRIORS = ("vp", "ve", "flow", "exact")
-SAMPLERS = ("ddim",)
 
 Array = NDArray[np.float64]
 
@@ -27,7 +28,7 @@ def divergence(
     spectrum: Spectrum | ArrayLike,
     sigmas: ArrayLike,
     metric: str = "kl",
-    sampler: str = "ddim",
+    sampler: str | Sampler = "ddim",
     prior: str = "vp",
     backend: str = "auto",
     rtol: float = 0.0,
@@ -36,7 +37,8 @@ def divergence(
 ) -> Any:
     r"""Divergence between Gaussian data and what a sampler makes of noise, for each candidate schedule of levels.
 
-    With the eigenvalues :math:`\lambda_i`, counts :math:`c_i`, levels :math:`s_0 > \dots > s_N` and
+    With the eigenvalues :math:`\lambda_i`, counts :math:`c_i`, levels :math:`s_0 > \dots > s_N` and :math:`r_i` the
+    output's variance over the target's, :math:`\lambda_i + s_N^2`, which for DDIM is
 
     .. math:: r_i = \frac{v_{0,i}}{\lambda_i + s_N^2}
               \prod_{k<N} \left(\frac{\lambda_i + s_k s_{k+1}}{\lambda_i + s_k^2}\right)^2
@@ -56,8 +58,10 @@ def divergence(
         data that carries that much noise.
     metric : {"kl", "reverse_kl", "jeffreys", "w2"}
         Which divergence.
-    sampler : {"ddim"}
-        The update rule: DDIM with eta = 0, which is Euler's step on the probability-flow ODE in sigma.
+    sampler : str or Sampler
+        The update rule: a name of `fastkl.samplers.names()`, such as "ddim" (Euler's step on the probability-flow ODE
+        in sigma), "heun", "dpmpp_2m", "unipc_2" or "euler_ancestral", or what a function of `fastkl.samplers`
+        returns. Some need a finite first level, a last level above 0, or a few steps.
     prior : {"vp", "ve", "flow", "exact"}
         Variance v_0 of the first state y = x/alpha: ``vp`` 1 + s_0^2, ``ve`` s_0^2, ``flow`` (1 + s_0)^2, ``exact``
         lambda_i + s_0^2. At s_0 = inf all agree. Every prior has mean 0.
@@ -111,29 +115,32 @@ def divergence(
     data = as_spectrum("spectrum", spectrum)
     levels, single = candidate_levels("sigmas", sigmas)
     choice("metric", metric, METRICS)
-    choice("sampler", sampler, SAMPLERS)
+    rule = checked_sampler(sampler, levels)
     choice("prior", prior, PRIORS)
     rtol = real_number("rtol", rtol, at_least=0.0, below=1.0)
     if metric != "w2":
         refuse_zero_eigenvalue(data, levels, metric, isinstance(spectrum, Spectrum))
     threads = thread_count(num_threads)
     kernels = backend_for(backend)
-    small = stand_in(data, levels, rtol) if rtol else None
-    if small is None:
-        values = evaluated(kernels, data, levels, metric, prior, threads)
-    else:
-        values = evaluated(kernels, small, levels, metric, prior, threads)
+    small = stand_in(data, levels, rtol) if rtol and rule.is_ddim else None
+    values = evaluated(kernels, small or data, levels, metric, rule, prior, threads)
+    if small is not None:
         again = doubtful(small, levels, values, metric, prior)
         if again.any():
-            values[again] = evaluated(kernels, data, levels[again], metric, prior, threads)
+            values[again] = evaluated(kernels, data, levels[again], metric, rule, prior, threads)
     return float(values[0]) if single else values
 
 
-def evaluated(kernels: Any, data: Spectrum, levels: Array, metric: str, prior: str, threads: int) -> Array:
+def evaluated(
+    kernels: Any, data: Spectrum, levels: Array, metric: str, rule: Sampler, prior: str, threads: int
+) -> Array:
     """Return each candidate's divergence on every eigenvalue of `data`, with the mean's share."""
-    values: Array = kernels.divergence(data.eigenvalues, data.counts, levels, metric, prior, threads)
-    if data.mean is not None and data.mean.any():
-        values += mean_share(kernels, data, levels, metric, prior, threads)
+    if rule.is_ddim:
+        values: Array = kernels.divergence(data.eigenvalues, data.counts, levels, metric, prior, threads)
+        if data.mean is not None and data.mean.any():
+            values += mean_share(kernels, data, levels, metric, prior, threads)
+    else:
+        values = sampler_kernels().divergence(data, levels, metric, rule, prior, threads)
     if metric != "w2" and levels.shape[1] == 2:
         values[np.isinf(levels[:, 0]) & (levels[:, 1] == 0.0)] = np.inf
     return values
@@ -181,7 +188,7 @@ def squared_norm(data: Spectrum) -> float:
 def output_variance(
     spectrum: Spectrum | ArrayLike,
     sigmas: ArrayLike,
-    sampler: str = "ddim",
+    sampler: str | Sampler = "ddim",
     prior: str = "vp",
     *,
     num_threads: int | None = None,
@@ -190,8 +197,8 @@ def output_variance(
 
     .. math:: v_i = v_{0,i} \prod_{k<N} \left(\frac{\lambda_i + s_k s_{k+1}}{\lambda_i + s_k^2}\right)^2
 
-    in the coordinates y = x/alpha of the last level; where the last level is 0, alpha is 1 and this is the variance of
-    the samples. The target is lambda_i + s_N^2.
+    for DDIM, in the coordinates y = x/alpha of the last level; where the last level is 0, alpha is 1 and this is the
+    variance of the samples. The target is lambda_i + s_N^2.
 
     Parameters
     ----------
@@ -199,8 +206,8 @@ def output_variance(
         Covariance spectrum of the data, or its eigenvalues (squared data units).
     sigmas : array_like, shape (N+1,) or (M, N+1)
         Candidate schedules, as in `divergence`.
-    sampler : {"ddim"}
-        The update rule.
+    sampler : str or Sampler
+        The update rule, as in `divergence`.
     prior : {"vp", "ve", "flow", "exact"}
         Variance of the first state, as in `divergence`.
     num_threads : int, optional
@@ -216,9 +223,8 @@ def output_variance(
     ValueError, TypeError
         As `divergence`.
 
-    Notes
-    -----
-    Cost: 2 d M N fused multiply-adds. Relative error: below 1e-11 within the ranges of `divergence`.
+    Notes ----- Cost: 2 d M N fused multiply-adds; for other samplers as `divergence`. Relative error: below 1e-11
+    within the ranges of `divergence`.
 
     References
     ----------
@@ -230,15 +236,19 @@ def output_variance(
     >>> fastkl.output_variance([4.0, 1.0], [80.0, 5.0, 1.0, 0.0]).round(4)
     array([1.5703, 0.3345])
     """
-    data, levels, single, threads = checked(spectrum, sigmas, sampler, prior, num_threads)
-    values: Array = backend_for("auto").output_variance(data.eigenvalues, levels, prior, threads)
+    data, levels, single, rule, threads = checked(spectrum, sigmas, sampler, prior, num_threads)
+    values: Array
+    if rule.is_ddim:
+        values = backend_for("auto").output_variance(data.eigenvalues, levels, prior, threads)
+    else:
+        values = sampler_kernels().output_variance(data, levels, rule, prior, threads)
     return values[0] if single else values
 
 
 def trajectory(
     spectrum: Spectrum | ArrayLike,
     sigmas: ArrayLike,
-    sampler: str = "ddim",
+    sampler: str | Sampler = "ddim",
     prior: str = "vp",
     *,
     num_threads: int | None = None,
@@ -247,7 +257,7 @@ def trajectory(
 
     .. math:: v_{k+1,i} = v_{k,i} \left(\frac{\lambda_i + s_k s_{k+1}}{\lambda_i + s_k^2}\right)^2
 
-    in the coordinates y = x/alpha; the true variance at level k is lambda_i + s_k^2.
+    for DDIM, in the coordinates y = x/alpha; the true variance at level k is lambda_i + s_k^2.
 
     Parameters
     ----------
@@ -255,8 +265,8 @@ def trajectory(
         Covariance spectrum of the data, or its eigenvalues (squared data units).
     sigmas : array_like, shape (N+1,) or (M, N+1)
         Candidate schedules, as in `divergence`.
-    sampler : {"ddim"}
-        The update rule.
+    sampler : str or Sampler
+        The update rule, as in `divergence`.
     prior : {"vp", "ve", "flow", "exact"}
         Variance of the first state, as in `divergence`.
     num_threads : int, optional
@@ -274,7 +284,8 @@ def trajectory(
 
     Notes
     -----
-    Cost: d M N divisions. Relative error: below 1e-11 for N <= 1000.
+    Cost: d M N divisions; for samplers with noise other than DDIM's a pass for every level, that is d M N^2/2. Relative
+    error: below 1e-11 for N <= 1000.
 
     References
     ----------
@@ -288,17 +299,21 @@ def trajectory(
            [ 1.6],
            [ 0.4]])
     """
-    data, levels, single, threads = checked(spectrum, sigmas, sampler, prior, num_threads)
-    values: Array = backend_for("auto").trajectory(data.eigenvalues, levels, prior, threads)
+    data, levels, single, rule, threads = checked(spectrum, sigmas, sampler, prior, num_threads)
+    values: Array
+    if rule.is_ddim:
+        values = backend_for("auto").trajectory(data.eigenvalues, levels, prior, threads)
+    else:
+        values = sampler_kernels().trajectory(data, levels, rule, prior, threads)
     return values[0] if single else values
 
 
 def checked(
     spectrum: Any, sigmas: Any, sampler: Any, prior: Any, num_threads: Any
-) -> tuple[Spectrum, Array, bool, int]:
-    """Return the validated spectrum, candidates, whether there is only one, and the number of threads."""
+) -> tuple[Spectrum, Array, bool, Sampler, int]:
+    """Return the validated spectrum, candidates, whether there is only one, the sampler, and the number of threads."""
     data = as_spectrum("spectrum", spectrum)
     levels, single = candidate_levels("sigmas", sigmas)
-    choice("sampler", sampler, SAMPLERS)
+    rule = checked_sampler(sampler, levels)
     choice("prior", prior, PRIORS)
-    return data, levels, single, thread_count(num_threads)
+    return data, levels, single, rule, thread_count(num_threads)

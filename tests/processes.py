@@ -17,11 +17,14 @@ eigenvalues = np.geomspace(1e-3, 1e3, 40_000)
 sigmas = np.linspace(0.5, 2, 12)[:, None] * np.geomspace(50, 0.1, 17)   # 7.7e6 eigenvalue-steps: threads are used
 sigmas[0] = np.geomspace(2.0, 1.999, 17)                               # needs pairs
 METRICS = "kl", "reverse_kl", "jeffreys", "w2"
+SAMPLERS = ()
 
 def results(threads=2):
     values = [fastkl.divergence(eigenvalues, sigmas, m, prior="exact", num_threads=threads) for m in METRICS]
     values.append(fastkl.output_variance(eigenvalues, sigmas, num_threads=threads)[:, ::999].ravel())
     values.append(fastkl.trajectory(eigenvalues, sigmas[:2], num_threads=threads)[:, -1, ::999].ravel())
+    for sampler in SAMPLERS:
+        values.append(fastkl.divergence(eigenvalues, sigmas, "kl", sampler, "exact", num_threads=threads))
     return hashlib.sha256(np.concatenate(values).tobytes()).hexdigest()
 """
 

@@ -99,9 +99,10 @@ BAD_SPECTRA = {
 
 BAD_OPTIONS = {
     "sampler": [
-        ("euler", ValueError, ["sampler = 'euler'", "'ddim'"]),
+        ("edm", ValueError, ["sampler = 'edm'", "'ddim'", "'dpmpp_2m'"]),
         ("DDIM", ValueError, ["sampler = 'DDIM'"]),
         (None, TypeError, ["sampler", "None"]),
+        (fastkl.samplers.heun, TypeError, ["sampler", "function"]),
     ],
     "prior": [
         ("edm", ValueError, ["prior = 'edm'", "'vp'", "'exact'"]),

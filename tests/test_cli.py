@@ -337,10 +337,12 @@ def test_warmup_compiles_every_signature(capsys):
     assert document(capsys, "warmup")["seconds"] >= 0.0
     seconds = fastkl.warmup()
     assert isinstance(seconds, float)
-    from fastkl.kernels import ddim_compensated, ddim_horner
+    from fastkl.kernels import ddim_compensated, ddim_horner, sampler_deviation, sampler_sums
 
     kernels = [ddim_horner.tile_sums, ddim_horner.variances, ddim_horner.level_variances,
-               ddim_compensated.compensated_tile_sums]  # fmt: skip
+               ddim_compensated.compensated_tile_sums, sampler_sums.sampler_sums, sampler_sums.sampler_variances,
+               sampler_sums.sampler_levels, sampler_deviation.precise_sums,
+               sampler_deviation.precise_variances]  # fmt: skip
     before = [list(kernel.signatures) for kernel in kernels]
     assert all(before)
     evaluate_all_kinds()
@@ -359,3 +361,8 @@ def evaluate_all_kinds():
                     fastkl.divergence(spectrum, levels, metric, prior=prior)
                 fastkl.output_variance(spectrum, levels, prior=prior)
                 fastkl.trajectory(spectrum, levels, prior=prior)
+            if np.isfinite(levels).all():
+                for sampler in ("lms", "dpmpp_2m", "dpmpp_sde", "unipc_3"):
+                    fastkl.divergence(spectrum, levels, sampler=sampler)
+                    fastkl.output_variance(spectrum, levels, sampler=sampler)
+                    fastkl.trajectory(DIGITS, levels, sampler=sampler)

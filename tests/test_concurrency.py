@@ -41,6 +41,11 @@ def test_sixteen_threads_make_their_first_calls_at_once(tmp_path):
     assert run(SIXTEEN, tmp_path) == "equal\n"
 
 
+def test_sixteen_threads_with_samplers_of_every_kind(tmp_path):
+    """Without and with noise, each also on nearly exact steps: the kernels that keep more digits."""
+    assert run(f"SAMPLERS = 'dpmpp_2m', 'sde_dpmpp_2m'\n{SIXTEEN}", tmp_path) == "equal\n"
+
+
 AGAINST_NUMPY = """
 from fastkl.kernels import reference
 x = np.geomspace(1e-2, 1e2, 1500)

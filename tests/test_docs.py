@@ -35,7 +35,7 @@ REQUIRED = {
 def public_objects():
     """Yield the dotted names of all public functions, classes and methods."""
     homes = [(fastkl, [name for name in fastkl.__all__ if name != "__version__"])]
-    homes.append((fastkl.discretize, fastkl.discretize.__all__))
+    homes += [(home, home.__all__) for home in (fastkl.discretize, fastkl.samplers)]
     for home, names in homes:
         for name in names:
             thing = getattr(home, name)

@@ -31,6 +31,7 @@ PROMISED = {
         *("from_alphas_cumprod", "from_betas", "sigmas"),
     },
     "discretize": {"uniform", "quadratic", "power_uniform", "karras", "exponential", "tangent", "geodesic"},
+    "samplers": {"ddim", "heun", "multistep", "names", "nfe", "singlestep", "steps_for", "unipc"},
     "divergence": set(),
     "search": set(),
     "SearchResult": {"as_dict"},
@@ -70,7 +71,7 @@ HEAVY = {"numba", "llvmlite", "scipy", "cupy", "rich", "matplotlib", "mpmath", "
         "import fastkl",
         "from fastkl import Spectrum, NoiseSchedule, discretize",
         "import fastkl; fastkl.divergence, fastkl.output_variance, fastkl.trajectory, fastkl.__all__, dir(fastkl)",
-        "import fastkl.evaluate, fastkl.spectrum, fastkl.schedule, fastkl.discretize, fastkl.theory",
+        "import fastkl.evaluate, fastkl.spectrum, fastkl.schedule, fastkl.discretize, fastkl.theory, fastkl.samplers",
         "import fastkl; fastkl.Spectrum.preset('mnist'); fastkl.NoiseSchedule.ddpm_linear().sigmas([999, 0])",
         "import fastkl.kernels.reference",
     ],
@@ -122,7 +123,7 @@ def test_the_top_level_offers_what_is_promised():
 
 
 @pytest.mark.parametrize(
-    "module", ["_search", "evaluate", "moments", "spectrum", "schedule", "discretize", "theory"]
+    "module", ["_search", "evaluate", "moments", "spectrum", "schedule", "discretize", "samplers", "theory"]
 )
 def test_all_of_each_module_exists_and_is_documented(module):
     loaded = importlib.import_module(f"fastkl.{module}")

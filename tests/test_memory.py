@@ -93,6 +93,30 @@ MEMORY = {
     "samples in 400 MB of batches": (
         "x = (np.full((1000, 50), 1.0 * k) for k in range(1000)); fastkl.Spectrum.from_samples(np.eye(9)[:, :2])",
         "fastkl.Spectrum.from_samples(x)",
+    "a sampler without noise": (
+        "fastkl.warmup(); x = fastkl.Spectrum(np.ones(10**6), mean=np.ones(10**6));"
+        "s = np.ones((32, 1)) * np.linspace(5, 1, 17)",
+        "fastkl.divergence(x, s, sampler='unipc_3')",
+    ),
+    "a sampler with noise": (
+        "fastkl.warmup(); x = np.ones(10**6); s = np.ones((32, 1)) * np.linspace(5, 1, 17)",
+        "fastkl.divergence(x, s, sampler='sde_dpmpp_2m')",
+    ),
+    "a sampler on nearly exact steps": (
+        "fastkl.warmup(); x = np.ones(10**6); s = np.ones((8, 1)) * np.linspace(2, 1.999, 9)",
+        "fastkl.divergence(x, s, sampler='dpmpp_2m', prior='exact')",
+    ),
+    "a sampler with noise on nearly exact steps": (
+        "fastkl.warmup(); x = np.ones(10**5); s = np.ones((400, 1)) * np.linspace(2, 1.999, 9)",
+        "fastkl.divergence(x, s, sampler='sde_dpmpp_3m', prior='exact')",
+    ),
+    "a sampler on many candidates": (
+        "fastkl.warmup(); x = np.ones(8); s = np.linspace(1, 2, 100_000)[:, None] * np.linspace(5, 1, 9)",
+        "fastkl.divergence(x, s, sampler='dpmpp_2m')",
+    ),
+    "trajectory of a sampler with noise": (
+        "fastkl.warmup(); x = np.ones(10**6); s = np.ones((2, 1)) * np.linspace(5, 1, 9)",
+        "fastkl.trajectory(x, s, sampler='euler_ancestral')",
     ),
     "many tasks": (
         "from fastkl._threads import run_all; from itertools import repeat",

@@ -45,6 +45,15 @@ class Candidates:
     outside: int
     duplicates: int
 
+    def where(self, kept: NDArray[np.bool_]) -> Candidates:
+        """Return the candidates marked in `kept`; the others count as out of range."""
+        rows = np.flatnonzero(kept)
+        labels = [self.labels[i] for i in rows.tolist()]
+        outside = self.outside + len(self.labels) - len(labels)
+        return Candidates(
+            np.ascontiguousarray(self.levels[rows]), labels, self.generated, outside, self.duplicates
+        )
+
 
 def all_candidates(
     schedule: NoiseSchedule, spectrum: Spectrum, steps: int, per_family: int, snap: bool

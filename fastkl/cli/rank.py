@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastkl import __version__
-from fastkl.cli.candidates import Candidates, all_candidates, can_be_scored, uniform_levels
+from fastkl import __version__, samplers
+from fastkl.cli.candidates import can_be_scored, uniform_levels
+from fastkl.cli.contest import Entry, entries, sampler_names
 from fastkl.cli.options import (
     add_json,
     add_metric,
@@ -31,8 +32,10 @@ __all__ = ["DESCRIPTION", "SUMMARY", "add_arguments", "run"]
 
 SUMMARY = "score thousands of discretizations of a noise schedule and rank them"
 DESCRIPTION = (
-    "Scores the known families of discretizations over ranges of their parameters by the exact divergence of DDIM's "
-    "samples from Gaussian data of the given spectrum, and prints the best of each family and the winner's levels."
+    "Scores the known families of discretizations over ranges of their parameters by the exact divergence of a "
+    "sampler's output from Gaussian data of the given spectrum, and prints the best of each family and the "
+    "winner's levels. With several samplers it prints the best of each; --nfe gives each as many steps as "
+    "that many evaluations allow."
 )
 
 Array = NDArray[np.float64]
@@ -43,8 +46,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `rank`."""
     add_spectrum(parser)
     add_schedule(parser)
-    text = "steps, that is evaluations of the network (default: %(default)s)"
-    parser.add_argument("--steps", type=positive_integer, default=10, metavar="N", help=text)
+    budget = parser.add_mutually_exclusive_group()
+    text = "steps, for DDIM and most others evaluations of the network (default: 10)"
+    budget.add_argument("--steps", type=positive_integer, metavar="N", help=text)
+    text = "evaluations of the network that each sampler may use, in place of --steps"
+    budget.add_argument("--nfe", type=positive_integer, metavar="NUMBER", help=text)
+    text = "samplers to compare, with commas between, such as ddim,heun,dpmpp_2m (default: ddim)"
+    parser.add_argument("--samplers", type=sampler_names, default=["ddim"], metavar="NAMES", help=text)
     add_metric(parser)
     add_prior(parser, None)
     text = "score the ideal levels instead of moving them to timesteps of the schedule"
@@ -73,46 +81,56 @@ def run(arguments: argparse.Namespace) -> int:
 
 def ranked(arguments: argparse.Namespace, schedule: NoiseSchedule, spectrum: Spectrum) -> dict[str, Any]:
     """Make the candidates, score them, and return all that is printed."""
-    steps, metric, prior = arguments.steps, arguments.metric, arguments.prior or schedule.prior
-    candidates = all_candidates(schedule, spectrum, steps, arguments.candidates_per_family, arguments.snap)
-    values, seconds = score(
-        spectrum, candidates.levels, metric, prior, arguments.threads, quiet=arguments.json
-    )
+    metric, prior = arguments.metric, arguments.prior or schedule.prior
+    contest = entries(arguments, schedule, spectrum)
+    seconds = score(spectrum, contest, metric, prior, arguments.threads, quiet=arguments.json)
+    total = sum(len(entry.values) for entry in contest)
+    best = min(contest, key=lambda entry: float(entry.values.min()))
+    least = float(best.values.min())
     return {
         "fastkl": __version__,
         "spectrum": {"name": arguments.spectrum, "dim": spectrum.dim, "floor": arguments.floor},
         "schedule": repr(schedule),
-        "steps": steps,
+        "nfe": arguments.nfe,
+        "samplers": {entry.sampler: {"steps": entry.steps, "nfe": samplers.nfe(entry.sampler, entry.steps)}
+                     for entry in contest},
+        "steps": best.steps,
         "metric": metric,
         "prior": prior,
         "snapped": bool(arguments.snap and schedule.is_discrete),
-        "generated": candidates.generated,
-        "outside_schedule": candidates.outside,
-        "duplicates": candidates.duplicates,
-        "candidates": len(values),
+        "generated": sum(entry.candidates.generated for entry in contest),
+        "outside_schedule": sum(entry.candidates.outside for entry in contest),
+        "duplicates": sum(entry.candidates.duplicates for entry in contest),
+        "candidates": total,
         "seconds": seconds,
-        "candidates_per_second": len(values) / seconds,
-        "ranking": ranking(candidates, values, arguments.top),
-        "winner": winner(schedule, candidates, values, arguments.snap),
-        "uniform": uniform(arguments, schedule, spectrum, prior, float(values.min())),
-    }
+        "candidates_per_second": total / seconds,
+        "ranking": ranking(contest, least, arguments.top),
+        "winner": winner(schedule, best, arguments.snap),
+        "uniform": uniform(arguments, schedule, spectrum, prior, best),
+    }  # fmt: skip
 
 
 def score(
-    spectrum: Spectrum, levels: Array, metric: str, prior: str, threads: int | None, quiet: bool
-) -> tuple[Array, float]:
-    """Return every candidate's divergence, and the seconds it took once the kernels were loaded."""
-    values = np.empty(len(levels))
-    length = max(1, BATCH_STEPS // (len(spectrum) * (levels.shape[1] - 1)))
-    with progress(len(levels), quiet) as advance:
-        divergence(spectrum, levels[0], metric, prior=prior, num_threads=threads)
+    spectrum: Spectrum, contest: list[Entry], metric: str, prior: str, threads: int | None, quiet: bool
+) -> float:
+    """Fill in every candidate's divergence, and return the seconds it took once the kernels were loaded."""
+    with progress(sum(len(entry.values) for entry in contest), quiet) as advance:
+        for entry in contest:
+            divergence(
+                spectrum, entry.candidates.levels[0], metric, entry.sampler, prior, num_threads=threads
+            )
         began = time.perf_counter()
         advance(0)
-        for begin in range(0, len(levels), length):
-            part = slice(begin, begin + length)
-            values[part] = divergence(spectrum, levels[part], metric, prior=prior, num_threads=threads)
-            advance(len(values[part]))
-    return values, time.perf_counter() - began
+        for entry in contest:
+            levels, values = entry.candidates.levels, entry.values
+            length = max(1, BATCH_STEPS // (len(spectrum) * entry.steps))
+            for begin in range(0, len(levels), length):
+                part = slice(begin, begin + length)
+                values[part] = divergence(
+                    spectrum, levels[part], metric, entry.sampler, prior, num_threads=threads
+                )
+                advance(len(values[part]))
+    return time.perf_counter() - began
 
 
 def times(value: float, best: float) -> float:
@@ -122,47 +140,57 @@ def times(value: float, best: float) -> float:
     return value / best if best > 0.0 else float("inf")
 
 
-def ranking(candidates: Candidates, values: Array, top: int | None) -> list[dict[str, Any]]:
-    """Return the best of each family, or the `top` best of all; equal values keep the candidates' order."""
-    order = np.argsort(values, kind="stable").tolist()
+def ranking(contest: list[Entry], least: float, top: int | None) -> list[dict[str, Any]]:
+    """Return the `top` best of all, or the best of each sampler, of each family if there is one sampler.
+
+    Equal values keep the candidates' order.
+    """
+    places = [(n, i) for n, entry in enumerate(contest) for i in range(len(entry.values))]
+    order = np.argsort(np.concatenate([entry.values for entry in contest]), kind="stable").tolist()
     if top is None:
-        best: dict[str, int] = {}
-        for i in order:
-            best.setdefault(candidates.labels[i][0], i)
+        best: dict[Any, int] = {}
+        for k in order:
+            n, i = places[k]
+            best.setdefault(n if len(contest) > 1 else contest[n].candidates.labels[i][0], k)
         order = list(best.values())
     else:
         order = order[:top]
-    least = float(values.min())
     rows = []
-    for rank, i in enumerate(order, 1):
-        family, function, parameters = candidates.labels[i]
-        value = float(values[i])
+    for rank, k in enumerate(order, 1):
+        n, i = places[k]
+        entry = contest[n]
+        family, function, parameters = entry.candidates.labels[i]
+        value = float(entry.values[i])
         rows.append({
-            "rank": rank, "family": family, "function": function, "parameters": parameters,
-            "value": value, "times_best": times(value, least),
+            "rank": rank, "sampler": entry.sampler, "steps": entry.steps, "family": family, "function": function,
+            "parameters": parameters, "value": value, "times_best": times(value, least),
         })  # fmt: skip
     return rows
 
 
-def winner(schedule: NoiseSchedule, candidates: Candidates, values: Array, snap: bool) -> dict[str, Any]:
+def winner(schedule: NoiseSchedule, entry: Entry, snap: bool) -> dict[str, Any]:
     """Return the best candidate's value, timesteps (None where there are none), times and sigmas."""
-    best = int(np.argmin(values))
-    family, function, parameters = candidates.labels[best]
-    levels = candidates.levels[best]
+    best = int(np.argmin(entry.values))
+    family, function, parameters = entry.candidates.labels[best]
+    levels = entry.candidates.levels[best]
     timesteps = schedule.timesteps(levels[:-1]).tolist() if snap and schedule.is_discrete else None
     return {
-        "family": family, "function": function, "parameters": parameters, "value": float(values[best]),
-        "timesteps": timesteps, "times": schedule.times(levels[:-1]).tolist(), "sigmas": levels.tolist(),
+        "sampler": entry.sampler, "family": family, "function": function, "parameters": parameters,
+        "value": float(entry.values[best]), "timesteps": timesteps,
+        "times": schedule.times(levels[:-1]).tolist(), "sigmas": levels.tolist(),
     }  # fmt: skip
 
 
 def uniform(
-    arguments: argparse.Namespace, schedule: NoiseSchedule, spectrum: Spectrum, prior: str, least: float
+    arguments: argparse.Namespace, schedule: NoiseSchedule, spectrum: Spectrum, prior: str, best: Entry
 ) -> dict[str, dict[str, float]]:
-    """Return the divergence of each uniform spacing, and how many times the winner's it is."""
+    """Return the divergence of the best sampler on each uniform spacing, and how many times the winner's it is."""
     result = {}
-    for spacing, levels in uniform_levels(schedule, arguments.steps).items():
-        if can_be_scored(levels):
-            value = divergence(spectrum, levels, arguments.metric, prior=prior, num_threads=arguments.threads)
-            result[spacing] = {"value": value, "times_best": times(value, least)}
+    for spacing, levels in uniform_levels(schedule, best.steps).items():
+        possible = np.isfinite(levels[0]) or not samplers.get(best.sampler).finite_start
+        if possible and can_be_scored(levels):
+            value = divergence(
+                spectrum, levels, arguments.metric, best.sampler, prior, num_threads=arguments.threads
+            )
+            result[spacing] = {"value": value, "times_best": times(value, float(best.values.min()))}
     return result

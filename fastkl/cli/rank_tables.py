@@ -12,9 +12,10 @@ __all__ = ["print_report"]
 def print_report(report: dict[str, Any]) -> None:
     """Print the headline, the ranked table, the winner's levels and the comparison with uniform ones."""
     spectrum, best = report["spectrum"], report["winner"]
-    steps = plural(report["steps"], "step")
+    several = len(report["samplers"]) > 1
     line(
-        f"{report['metric']} on {spectrum['name']} (dim {digits(spectrum['dim'])}), prior {report['prior']}, {steps}"
+        f"{report['metric']} on {spectrum['name']} (dim {digits(spectrum['dim'])}), prior {report['prior']}, "
+        f"{budget(report)}"
     )
     line(report["schedule"])
     line(
@@ -22,11 +23,13 @@ def print_report(report: dict[str, Any]) -> None:
         f"({report['candidates_per_second']:,.0f} candidates/s)"
     )
     line()
-    columns = [("rank", "right"), ("family", "left"), ("parameters", "left"),
+    who = [("sampler", "left"), ("steps", "right")] if several else []
+    columns = [("rank", "right"), *who, ("family", "left"), ("parameters", "left"),
                (report["metric"], "right"), ("times best", "right")]  # fmt: skip
     rows = [
         (
             str(row["rank"]),
+            *((row["sampler"], str(row["steps"])) if several else ()),
             row["family"],
             named(row["parameters"]),
             digits(row["value"]),
@@ -36,7 +39,8 @@ def print_report(report: dict[str, Any]) -> None:
     ]
     table("Ranking", columns, rows)
     line()
-    line(f"Winner: {best['family']} {named(best['parameters'])}".rstrip())
+    sampler = f"{best['sampler']} on " if several else ""
+    line(f"Winner: {sampler}{best['family']} {named(best['parameters'])}".rstrip())
     if best["timesteps"] is not None:
         line(f"timesteps = {best['timesteps']}")
     else:
@@ -45,6 +49,15 @@ def print_report(report: dict[str, Any]) -> None:
     line()
     for spacing, uniform in report["uniform"].items():
         line(comparison(report["metric"], spacing, uniform))
+
+
+def budget(report: dict[str, Any]) -> str:
+    """Say which samplers ran how far."""
+    (name, facts), *others = report["samplers"].items()
+    if others:
+        return plural(report["nfe"], "evaluation") if report["nfe"] else plural(report["steps"], "step")
+    steps = plural(facts["steps"], "step")
+    return steps if name == "ddim" else f"{name}, {steps} ({plural(facts['nfe'], 'evaluation')})"
 
 
 def plural(number: int, noun: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fastkl import __version__
+from fastkl import __version__, samplers
 from fastkl.cli.files import read_sigmas
 from fastkl.cli.options import add_json, add_prior, add_spectrum, add_threads
 from fastkl.cli.printing import digits, line, print_json, require_rich, table
@@ -33,6 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_spectrum(parser)
     text = "divergence, may be repeated (default: kl)"
     parser.add_argument("--metric", action="append", choices=(*METRICS, "all"), default=[], help=text)
+    text = "the sampler's name (default: %(default)s)"
+    parser.add_argument("--sampler", choices=samplers.names(), default="ddim", metavar="NAME", help=text)
     add_prior(parser, "vp")
     add_threads(parser)
     add_json(parser)
@@ -52,13 +54,14 @@ def run(arguments: argparse.Namespace) -> int:
     began = time.perf_counter()
     values = {
         metric: divergence(
-            spectrum, levels, metric, prior=arguments.prior, num_threads=arguments.threads
+            spectrum, levels, metric, arguments.sampler, arguments.prior, num_threads=arguments.threads
         ).tolist()
         for metric in metrics
     }
     report = {
         "fastkl": __version__,
         "spectrum": {"name": arguments.spectrum, "dim": spectrum.dim, "floor": arguments.floor},
+        "sampler": arguments.sampler,
         "prior": arguments.prior,
         "candidates": levels.shape[0],
         "steps": levels.shape[1] - 1,
@@ -73,7 +76,8 @@ def print_scores(file: str, report: dict[str, Any]) -> None:
     """Print a table with a row for each candidate, in the order of the file."""
     values = report["values"]
     rows = list(zip(*values.values(), strict=True))
-    title = f"{file} on {report['spectrum']['name']}, prior {report['prior']}, N = {report['steps']}"
+    where = f"{file} on {report['spectrum']['name']}"
+    title = f"{where}, {report['sampler']}, prior {report['prior']}, N = {report['steps']}"
     columns = [("candidate", "right"), *((metric, "right") for metric in values)]
     table(title, columns, [(str(i), *map(digits, row)) for i, row in enumerate(rows[:TABLE_ROWS])])
     if len(rows) > TABLE_ROWS:

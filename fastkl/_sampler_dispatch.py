@@ -1,0 +1,44 @@
+"""Which sampler a caller means, whether it can run on the candidates, and the kernels of those that are not DDIM."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastkl._dispatch import GUARD
+from fastkl._sampler_base import Sampler
+from fastkl.samplers import get
+
+__all__ = ["checked_sampler", "sampler_kernels"]
+
+
+def checked_sampler(sampler: Any, levels: NDArray[np.float64]) -> Sampler:
+    """Return the sampler of a name or object, or raise if it does not exist or cannot run on candidates (M, N+1)."""
+    found = get(sampler)
+    steps = levels.shape[1] - 1
+    if steps < found.least_steps:
+        raise ValueError(
+            f"sampler = {sampler!r}: needs at least {found.least_steps} steps, sigmas has {steps}"
+        )
+    infinite, zero = np.isinf(levels[:, 0]), levels[:, -1] == 0.0
+    if found.finite_start and infinite.any():
+        row = int(np.argmax(infinite))
+        raise ValueError(
+            f"sampler = {sampler!r}: needs a finite first level, row {row} of sigmas starts at inf"
+        )
+    if found.above_zero and zero.any():
+        row = int(np.argmax(zero))
+        raise ValueError(f"sampler = {sampler!r}: needs a last level above 0, row {row} of sigmas ends at 0")
+    if found.check is not None:
+        found.check(levels, **dict(found.options))
+    return found
+
+
+def sampler_kernels() -> ModuleType:
+    """Return the module that evaluates any sampler; it is imported here, so that Numba loads on first use."""
+    with GUARD.importing:
+        from fastkl import _sampler_cpu
+    return _sampler_cpu
