@@ -110,8 +110,8 @@ def samplers(result: dict) -> list[str]:
     """Return the samplers' rates."""
     plain, noisy = result["precise_eigenvalue_evaluations_per_s"].values()
     return [
-        f"Samplers other than `ddim`, {result['N']} steps of {result['M']} candidates on {result['d']:,} eigenvalues, one",
-        "thread; an evaluation counts as one division, the least of the recursions, and an output as four.",
+        f"Samplers other than `ddim`, {result['N']} steps of {result['M']} candidates on {result['d']:,} eigenvalues,",
+        "one thread; an evaluation counts as one division, the least of the recursions, and an output as four.",
         "",
         *table(
             [

@@ -141,7 +141,7 @@ class Block:
         while True:
             total = np.asarray(sums.sum(axis=1))
             allowed = RELATIVE_ERROR * np.maximum(sums, total[:, None] * (weight / weight.sum()))
-            safe = error_bounds(sums, scale, effective, 0, metric) <= allowed
+            safe = error_bounds(sums, scale, 4.0 * effective + 8.0, metric) <= allowed
             redo = ~(safe | done)
             if not redo.any():
                 return total

@@ -9,9 +9,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastkl._candidates import candidate_levels
 from fastkl._dispatch import backend_for
-from fastkl._stand_in import doubtful, stand_in
 from fastkl._sampler_base import Sampler
 from fastkl._sampler_dispatch import checked_sampler, sampler_kernels
+from fastkl._stand_in import doubtful, stand_in
 from fastkl._threads import thread_count
 from fastkl._validation import choice, real_number
 from fastkl.spectrum import Spectrum, as_spectrum

@@ -93,6 +93,20 @@ MEMORY = {
     "samples in 400 MB of batches": (
         "x = (np.full((1000, 50), 1.0 * k) for k in range(1000)); fastkl.Spectrum.from_samples(np.eye(9)[:, :2])",
         "fastkl.Spectrum.from_samples(x)",
+    ),
+    "eigenvalues in a memory map of 160 MB": (
+        f"{MAP}\nx = mapped(1, 40_000_000)[0].view('uint32'); fastkl.SpectrumMoments.from_chunks([1.0])",
+        "fastkl.SpectrumMoments.from_chunks(x)",
+    ),
+    "compression": (
+        "x = fastkl.Spectrum(np.geomspace(1e-3, 1e3, 10**7)); fastkl.Spectrum(np.geomspace(1, 9, 999)).compress()",
+        "x.compress(1e-10)",
+    ),
+    "search": (
+        "x = fastkl.Spectrum(np.geomspace(1e-3, 1e3, 99)); n = fastkl.NoiseSchedule.ddpm_linear();"
+        "fastkl.search(x, n, 3)",
+        "fastkl.search(x, n, 9)",
+    ),
     "a sampler without noise": (
         "fastkl.warmup(); x = fastkl.Spectrum(np.ones(10**6), mean=np.ones(10**6));"
         "s = np.ones((32, 1)) * np.linspace(5, 1, 17)",
