@@ -17,7 +17,7 @@ Array = NDArray[np.float64]
 PIECE = (
     1 << 16
 )  # eigenvalues that one table sums up: keeps rounding errors small, and cuts the work for threads
-BATCH = 64 * PIECE  # eigenvalues taken from an array, or from disk, at a time
+BATCH = 32 * PIECE  # eigenvalues taken from an array, or from disk, at a time
 LIGHT = 1e-12  # share of a cell's weight below which a node is rounding
 
 

@@ -117,7 +117,7 @@ class SpectrumMoments:
         ----------
         eigenvalues : array_like, shape (d,), or Spectrum
             Variances (squared data units), each 0 or within [1e-30, 1e30]. Any real dtype; memory maps are read in
-            blocks of 4 million. A Spectrum brings its own counts and mean.
+            blocks of 2 million. A Spectrum brings its own counts and mean.
         counts : array_like, shape (d,), optional
             How many directions share each eigenvalue, within [1e-30, 1e30].
         mean : array_like, shape (d,), optional
