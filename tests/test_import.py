@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("fastkl", "kernels", "tests", "benchmarks", "setup_ext", ".ci")
 # Section 4 of the design, as far as it is built.
 PROMISED = {
-    "Spectrum": {"from_samples", "from_covariance", "power_law", "preset"},
+    "Spectrum": {"from_samples", "from_covariance", "from_images", "power_law", "preset"},
     "RankDeficientWarning": set(),
     "NoiseSchedule": {
         *("ddpm_linear", "scaled_linear", "cosine", "sigmoid", "edm", "flow", "tangent"),
