@@ -26,7 +26,7 @@ class RankDeficientWarning(UserWarning):
     """
 
 
-def warn_of_missing_rank(n: int, d: int, zeros: int, floor: float) -> None:
+def warn_of_missing_rank(samples: str, zeros: int, floor: float, remedies: str) -> None:
     """Warn the caller of the public method that calls this: `zeros` eigenvalues are 0 for lack of samples."""
     effect = (
         "so kl down to a last level of 0 is not finite"
@@ -35,9 +35,8 @@ def warn_of_missing_rank(n: int, d: int, zeros: int, floor: float) -> None:
     )
     count = "eigenvalue is" if zeros == 1 else "eigenvalues are"
     warnings.warn(
-        f"n = {n} samples of d = {d} dimensions: {zeros} {count} 0 for lack of samples, {effect}, and "
-        f"the small ones among the others are too small (Marchenko-Pastur). Take more samples, a floor= or "
-        f"shrinkage=",
+        f"{samples}: {zeros} {count} 0 for lack of samples, {effect}, and the small ones among the others are "
+        f"too small (Marchenko-Pastur). Take {remedies}",
         RankDeficientWarning,
         stacklevel=3,
     )

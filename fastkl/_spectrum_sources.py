@@ -187,7 +187,91 @@ class SpectrumSources:
         values = eigenvalue_array("eigenvalues of x", found.eigenvalues)
         spectrum = cls._trusted(values, found.counts, found.mean, found.rtol).floored(floor)
         if found.missing and shrinkage is None:
-            warn_of_missing_rank(found.n, found.d, found.missing, floor)
+            samples = f"n = {found.n} samples of d = {found.d} dimensions"
+            warn_of_missing_rank(samples, found.missing, floor, "more samples, a floor= or shrinkage=")
+        return spectrum
+
+    @classmethod
+    def from_images(  # type: ignore[misc]
+        cls: type[Spectrum],
+        x: ArrayLike | Iterable[ArrayLike],
+        floor: float = 0.0,
+        *,
+        progress: ProgressOption = False,
+    ) -> Spectrum:
+        r"""Spectrum of images under the stationary model: the power at every spatial frequency.
+
+        If the statistics of images are the same everywhere (and go on periodically), their covariance is diagonal
+        in the Fourier basis but for the channels. With :math:`F_k(f)` the two-dimensional discrete Fourier
+        transform of image k less m, one level for each channel, the eigenvalues are, at every frequency f, those of
+
+        .. math:: P(f) = \frac1{n H W} \sum_k F_k(f) F_k(f)^*,
+
+        the C x C cross-spectrum of the channels, which for grey images is the mean power.
+
+        Parameters
+        ----------
+        x : array_like, shape (n, H, W) or (n, H, W, C), or iterable of such batches
+            At least two images of one size, channels *last*; any real dtype, in memory, a memory map or batches
+            as in `from_samples`.
+        floor : float
+            Variance to add to every eigenvalue, as `floored` does.
+        progress : bool or callable
+            As in `from_samples`, counted in images.
+
+        Returns
+        -------
+        Spectrum
+            C eigenvalues for each of H (W // 2 + 1) frequencies, in descending order, with counts that sum to
+            H W C: 2 where a frequency stands for its opposite, too, else 1. In `mean`, m is on the C entries of
+            frequency 0: sqrt(H W) m along their eigenvectors.
+
+        Raises
+        ------
+        ValueError
+            As `from_samples`, for samples that are not images, and for images at most 4 high of more than 4
+            channels, which have their channels first.
+        TypeError
+            As `from_samples`.
+
+        Warns
+        -----
+        RankDeficientWarning
+            If n <= C and C > 1: too few images for all eigenvalues of the channels' matrices.
+
+        Notes
+        -----
+        Centring is by m, the mean over all images and pixels of a channel, not by a mean image: the variance of
+        the pixels about m is the total variance, exactly. Stationarity makes n images count for many: a
+        frequency's eigenvalue has a relative standard error of about n**-0.5, whatever the size. What images are
+        not (periodic, or the same at the border and in the middle) the model leaves out: compare `from_samples`.
+        Time is O(n d (log d + C)), memory C**2 complex numbers a frequency and a few blocks of 16 MiB. Eigenvalues
+        that rounding cannot tell from 0 become exactly 0.
+
+        References
+        ----------
+        Field, "Relations between the statistics of natural images and the response properties of cortical
+        cells", Journal of the Optical Society of America A 4 (1987), 2379-2394: power spectra of images.
+
+        Examples
+        --------
+        >>> from fastkl import Spectrum
+        >>> spectrum = Spectrum.from_images([[[0, 2], [0, 2]], [[3, 1], [3, 1]]])
+        >>> spectrum.eigenvalues.round(6)
+        array([4., 1., 0., 0.])
+        >>> spectrum.mean.round(6)
+        array([0., 3., 0., 0.])
+        """
+        from fastkl._images import spectrum_of_images
+        from fastkl._rank import warn_of_missing_rank
+
+        floor = real_number("floor", floor, at_least=0.0)
+        found = spectrum_of_images(x, progress)
+        values = eigenvalue_array("eigenvalues of x", found.eigenvalues)
+        spectrum = cls._trusted(values, found.counts, found.mean).floored(floor)
+        if found.missing:
+            images = f"n = {found.n} images of {found.channels} channels"
+            warn_of_missing_rank(images, found.missing, floor, "more images or a floor=")
         return spectrum
 
     @classmethod

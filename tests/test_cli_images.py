@@ -55,6 +55,19 @@ def test_batches_change_nothing(capsys, tmp_path, rng, monkeypatch):
     np.testing.assert_allclose(parts.eigenvalues, whole.eigenvalues, rtol=1e-10)
 
 
+def test_large_images_need_no_covariance(capsys, tmp_path, rng):
+    """Its 12,288 squared numbers would take 1.2 GB; the 5 x 5 products of the images do."""
+    array = pixels(rng, 5, 64, 64, 3)
+    spectrum, report = made(capsys, tmp_path, folder_of(tmp_path, array))
+    assert spectrum.dim == 64 * 64 * 3
+    assert report["rtol"] == 0.0
+    flat = (2.0 / 255.0 * array - 1.0).reshape(5, -1)
+    flat -= flat.mean(axis=0)
+    exact = np.linalg.svd(flat, compute_uv=False)[:4] ** 2 / 5 + ROUNDING
+    np.testing.assert_allclose(spectrum.eigenvalues[:4], exact, rtol=1e-10)
+    assert np.all(spectrum.eigenvalues[4:] == ROUNDING)
+
+
 def test_images_of_subfolders_in_the_order_of_paths(capsys, tmp_path, rng):
     array = pixels(rng, 3, 4, 4)
     folder = folder_of(tmp_path, array[:1])

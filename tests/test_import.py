@@ -17,12 +17,8 @@ FOLDERS = ("fastkl", "kernels", "tests", "benchmarks", "setup_ext", ".ci")
 # Section 4 of the design, as far as it is built.
 PROMISED = {
     "Spectrum": {
-        "from_samples",
-        "from_covariance",
-        "from_denoising_errors",
-        "power_law",
-        "preset",
-        "compress",
+        *("from_covariance", "from_denoising_errors", "from_images", "from_samples"),
+        *("compress", "power_law", "preset"),
     },
     "SpectrumMoments": {"add", "from_chunks", "spectrum"},
     "RankDeficientWarning": set(),

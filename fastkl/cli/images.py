@@ -78,6 +78,14 @@ class ImageFolder:
                 yield batch * (2.0 / 255.0) - 1.0
                 advance(len(batch))
 
+    def array(self) -> Array:
+        """Return all samples at once, shape (n, H, W) or (n, H, W, 3)."""
+        samples, done = np.empty(self.shape), 0
+        for batch in self:
+            samples[done : done + len(batch)] = batch
+            done += len(batch)
+        return samples
+
     def _pixels(self, path: Path) -> NDArray[np.uint8]:
         from PIL import Image, ImageOps
 

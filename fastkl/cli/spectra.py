@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -132,16 +133,29 @@ def _spectrum(name: str, arrays: dict[str, NDArray[Any]]) -> Spectrum:
     return Spectrum._trusted(spectrum.eigenvalues, spectrum.counts, spectrum.mean, rtol)
 
 
-def _from_samples(samples: Any, floor: float, reading: Reading) -> Spectrum:
+def _from_samples(samples: NDArray[Any] | ImageFolder, floor: float, reading: Reading) -> Spectrum:
     """Return the spectrum of an array or of batches."""
     try:
         if reading.stationary:
             return Spectrum.from_images(samples, floor, progress=reading.progress)
-        if reading.shrinkage == "ledoit_wolf":  # the only one that needs all samples at once
-            samples = np.array(samples) if isinstance(samples, np.ndarray) else np.concatenate(list(samples))
+        samples = _at_once(samples, reading.shrinkage)
         return Spectrum.from_samples(samples, floor, shrinkage=reading.shrinkage, progress=reading.progress)
     except ImportError as error:  # of an extra, which the message names
         raise InputError(str(error)) from None
+
+
+def _at_once(
+    samples: NDArray[Any] | ImageFolder, shrinkage: str | float | None
+) -> NDArray[Any] | ImageFolder:
+    """Return samples as an array in memory where the computation needs one.
+
+    Ledoit and Wolf's coefficient does. So does the matrix of products of fewer samples than dimensions; they take no
+    more memory than the covariance would, which has as many columns and more rows.
+    """
+    if isinstance(samples, ImageFolder):
+        few = samples.shape[0] <= math.prod(samples.shape[1:])
+        return samples.array() if few or shrinkage == "ledoit_wolf" else samples
+    return np.array(samples) if shrinkage == "ledoit_wolf" else samples
 
 
 def check_finite(name: str, spectrum: Spectrum, metric: str) -> None:
