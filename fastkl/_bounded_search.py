@@ -100,8 +100,11 @@ def touching(high: Array) -> Array:
 class BoundedSearch(ConvexSearch):
     """Search under w2."""
 
-    def run(self, steps: int, deadline: float, prove: bool, slack: float) -> Outcome:
-        """Search for the best path of `steps` steps; `slack` is the relative error of the objective itself."""
+    def run(self, steps: int, deadline: float, prove: bool, slack: float, target: float = 0.0) -> Outcome:
+        """Search for the best path of `steps` steps, and with a proof for all with values up to `target`.
+
+        `slack` is the relative error of the objective itself.
+        """
         outcome = Outcome([], [])
         weights = self.objective.weights.copy()
         weights[self.objective.directions :] = 0.0
@@ -110,7 +113,7 @@ class BoundedSearch(ConvexSearch):
         low, high = self.widest_box()
         for _ in range(MOST_ROUNDS if prove else 1):
             self.improve(outcome)
-            high = np.minimum(high, self.worth(outcome.best * (1.0 + slack)))
+            high = np.minimum(high, self.worth(max(outcome.best, target) * (1.0 + slack)))
             envelope = Envelope(self.objective, low, high)
             best = outcome.paths[int(np.argmin(outcome.values))]
             tangent = self.lift(outcome, envelope, best, steps, deadline, prove)
@@ -118,13 +121,14 @@ class BoundedSearch(ConvexSearch):
             assert tangent is not None
             if not prove or time.monotonic() > deadline:
                 return outcome
-            self.enumerate(outcome, tangent, steps, deadline, slack, QUICK_EFFORT)
+            self.enumerate(outcome, tangent, steps, deadline, slack, target, QUICK_EFFORT)
             if outcome.complete:
                 return outcome
-            change = self.tighten(outcome, envelope, tangent, low, high, steps, deadline, slack)
+            limit = max(outcome.best, target) * (1.0 + slack)
+            change = self.tighten(outcome, envelope, tangent, low, high, steps, deadline, limit)
             if change < FEWEST_CHANGE:
                 break
-        self.enumerate(outcome, tangent, steps, deadline, slack)
+        self.enumerate(outcome, tangent, steps, deadline, slack, target)
         return outcome
 
     def widest_box(self) -> tuple[Array, Array]:
@@ -132,9 +136,7 @@ class BoundedSearch(ConvexSearch):
         values = self.objective.eigenvalues
         low, high = self.offsets.min(axis=0) - ROUNDING, np.full(len(values), -np.inf)
         levels = np.square(self.grid.levels)
-        for start, offset in zip(
-            self.starts, self.offsets, strict=True
-        ):  # leaving out levels only adds losses
+        for start, offset in zip(self.starts, self.offsets, strict=True):  # fewer levels lose more
             if np.isinf(levels[start]):
                 finite = levels[np.isfinite(levels)][:, None]
                 loss = (np.log1p(values / finite) + np.log1p(finite / values)).max(axis=0)
@@ -160,9 +162,12 @@ class BoundedSearch(ConvexSearch):
         high: Array,
         steps: int,
         deadline: float,
-        slack: float,
+        limit: float,
     ) -> float:
-        """Shrink the box in place where the envelope loses most; return the largest relative change."""
+        """Shrink the box in place where the envelope loses most, for paths with values up to `limit`.
+
+        Return the largest relative change.
+        """
         y = self.points(outcome.paths[int(np.argmin(outcome.values))][None])[0][0]
         spread = self.objective.directions
         loss = envelope.weights[:spread] * (distance(y[:spread]) - envelope.terms(y[:spread]))
@@ -173,28 +178,21 @@ class BoundedSearch(ConvexSearch):
             if time.monotonic() > deadline:
                 return
             for sign, side in ((1.0, high), (-1.0, low)):
-                limit = sign * self.extreme(entry, sign, outcome, tangent, float(y[entry]), steps, slack)
-                side[entry] = min(side[entry], limit) if sign > 0.0 else max(side[entry], limit)
+                bound = sign * self.extreme(entry, sign, tangent, float(y[entry]), steps, limit)
+                side[entry] = min(side[entry], bound) if sign > 0.0 else max(side[entry], bound)
 
         run_all(task, ((int(entry),) for entry in entries), thread_count(None))
         return float(np.max(1.0 - (high[entries] - low[entries]) / widths, initial=0.0))
 
     def extreme(
-        self,
-        entry: int,
-        sign: float,
-        outcome: Outcome,
-        tangent: Tangent,
-        known: float,
-        steps: int,
-        slack: float,
+        self, entry: int, sign: float, tangent: Tangent, known: float, steps: int, limit: float
     ) -> float:
-        """Return a bound of sign * y[entry] over all paths that the tangent does not exclude.
+        """Return a bound of sign * y[entry] over all paths whose value the tangent lets be `limit` or less.
 
         For any mu >= 0 it is mu * allowed - min over paths (mu * linearised cost - sign * y): convex in mu, and every
         path found gives a line below it. The next mu is where a rising and a falling line meet.
         """
-        allowed = outcome.best * (1.0 + slack) - tangent.constant + tangent.rounding
+        allowed = limit - tangent.constant + tangent.rounding
         least = tangent.bound - tangent.constant + tangent.rounding
         unit = np.zeros(len(tangent.weights))
         unit[entry] = sign

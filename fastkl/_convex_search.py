@@ -90,8 +90,11 @@ class ConvexSearch:
         self.offsets = objective.offsets(grid.levels[starts])
         self.constants = objective.constants(grid.levels[starts])
 
-    def run(self, steps: int, deadline: float, prove: bool, slack: float) -> Outcome:
-        """Search for the best path of `steps` steps; `slack` is the relative error of the objective itself."""
+    def run(self, steps: int, deadline: float, prove: bool, slack: float, target: float = 0.0) -> Outcome:
+        """Search for the best path of `steps` steps, and with a proof for all with values up to `target`.
+
+        `slack` is the relative error of the objective itself.
+        """
         outcome = Outcome([], [])
         ones = self.objective.weights.copy()
         ones[self.objective.directions :] = 0.0
@@ -101,7 +104,7 @@ class ConvexSearch:
         if outcome.gap > GOOD:
             self.improve(outcome)
         if prove and tangent is not None:
-            self.enumerate(outcome, tangent, steps, deadline, slack)
+            self.enumerate(outcome, tangent, steps, deadline, slack, target)
         return outcome
 
     def points(self, paths: Integers) -> tuple[Array, Array]:
@@ -223,10 +226,11 @@ class ConvexSearch:
         steps: int,
         deadline: float,
         slack: float,
+        target: float = 0.0,
         most_effort: int = MOST_EFFORT,
     ) -> None:
         """Take in every path that the tangent does not exclude from being best on the uncompressed spectrum."""
-        allowed = outcome.best * (1.0 + slack) - tangent.constant + tangent.rounding
+        allowed = max(outcome.best, target) * (1.0 + slack) - tangent.constant + tangent.rounding
         rest = allowed - self.offsets @ tangent.weights - self.constants  # for the steps after each start
         effort = FIRST_EFFORT
         while effort <= most_effort:
