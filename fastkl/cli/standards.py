@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastkl import discretize
-from fastkl._search import grid_levels
 from fastkl.cli.candidates import can_be_scored
 from fastkl.schedule import NoiseSchedule
 from fastkl.spectrum import Spectrum
@@ -46,9 +45,10 @@ def recipes(
     schedule: NoiseSchedule, spectrum: Spectrum, grid: int
 ) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """Yield names, functions of fastkl.discretize and their parameters."""
-    levels = grid_levels(schedule, grid)
-    high = {} if np.isfinite(schedule.sigma_max) else {"sigma_max": float(levels[np.isfinite(levels)][0])}
-    low = {} if schedule.sigma_min > 0.0 else {"sigma_min": float(levels[-1])}
+    count = schedule.num_train_timesteps
+    second = 1.0 - 1.0 / grid if count is None else count - 2
+    high = {} if np.isfinite(schedule.sigma_max) else {"sigma_max": schedule.sigmas(second)}
+    low = {} if schedule.sigma_min > 0.0 else {"sigma_min": schedule.sigmas(1.0 / grid)}
     for spacing in ("linspace", "leading", "trailing") if schedule.is_discrete else ("linspace",):
         yield f"uniform {spacing}", "uniform", {"spacing": spacing}
     yield "quadratic", "quadratic", {}
