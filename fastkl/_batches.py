@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import mmap
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from itertools import chain
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastkl._mapped import let_go, read_only_map
 from fastkl._progress import Advance
 from fastkl._validation import real_array
 
@@ -34,7 +34,7 @@ class ArraySamples:
         self.shape = array.shape[1:]
         self.d = math.prod(self.shape)
         self.n: int | None = len(array)
-        self._map = _read_only_map(array)
+        self._map = read_only_map(array)
 
     @property
     def repeatable(self) -> bool:
@@ -82,8 +82,7 @@ class ArraySamples:
 
     def _let_go(self) -> None:
         """Give back the memory of a map's pages; what is read again comes from the file."""
-        if self._map is not None:
-            self._map.madvise(mmap.MADV_DONTNEED)
+        let_go(self._map)
 
 
 class BatchSamples:
@@ -240,20 +239,3 @@ def _feature_blocks(shape: tuple[int, ...], width: int) -> Iterator[tuple[slice,
     for row in range(shape[0]):
         for rest in _feature_blocks(shape[1:], width):
             yield (slice(row, row + 1), *rest)
-
-
-def _map_below(array: NDArray[Any]) -> mmap.mmap | None:
-    """Return the memory map that an array is a view of, if any."""
-    base: Any = array
-    while isinstance(base, np.ndarray | memoryview):
-        base = base.base if isinstance(base, np.ndarray) else base.obj
-    return base if isinstance(base, mmap.mmap) else None
-
-
-def _read_only_map(array: NDArray[Any]) -> mmap.mmap | None:
-    """Return the map below an array if nothing but reading is done with it, so that its pages can be let go."""
-    found = _map_below(array)
-    if found is None or not hasattr(found, "madvise"):
-        return None
-    with memoryview(found) as view:
-        return found if view.readonly else None

@@ -6,20 +6,23 @@ import mmap
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-__all__ = ["release"]
+__all__ = ["let_go", "read_only_map"]
 
 
-def release(array: Any, begin: int, end: int) -> None:
-    """Let go of the pages of array[begin:end] if it maps a file read-only; they are read again when used again."""
-    base = getattr(array, "_mmap", None)
-    if not isinstance(base, mmap.mmap) or array.mode != "r" or not array.flags.c_contiguous:
-        return
-    if not hasattr(mmap, "MADV_DONTNEED"):
-        return
-    start = array[begin:end].ctypes.data - np.frombuffer(base, np.uint8).ctypes.data
-    stop = start + array[begin:end].nbytes
-    page = mmap.PAGESIZE
-    start, stop = start // page * page, stop // page * page
-    if stop > start:
-        base.madvise(mmap.MADV_DONTNEED, start, stop - start)
+def read_only_map(array: NDArray[Any]) -> mmap.mmap | None:
+    """Return the map below an array if nothing but reading is done with it, so that its pages can be let go."""
+    base: Any = array
+    while isinstance(base, np.ndarray | memoryview):
+        base = base.base if isinstance(base, np.ndarray) else base.obj
+    if not isinstance(base, mmap.mmap) or not hasattr(base, "madvise"):
+        return None
+    with memoryview(base) as view:
+        return base if view.readonly else None
+
+
+def let_go(mapped: mmap.mmap | None) -> None:
+    """Give back the memory of a map's pages; what is read again comes from the file."""
+    if mapped is not None:
+        mapped.madvise(mmap.MADV_DONTNEED)

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastkl._dispatch import GUARD
-from fastkl._mapped import release
+from fastkl._mapped import let_go, read_only_map
+from fastkl._progress import Advance, ProgressOption, check_progress, reporting
 from fastkl._spectrum_arrays import check_counts, check_mean, check_range, whole
 from fastkl._threads import thread_count
 from fastkl._validation import real_array, real_number
@@ -63,7 +64,11 @@ class SpectrumMoments:
 
     @classmethod
     def from_chunks(
-        cls, chunks: ArrayLike | Spectrum | Iterable[ArrayLike | Spectrum], *, num_threads: int | None = None
+        cls,
+        chunks: ArrayLike | Spectrum | Iterable[ArrayLike | Spectrum],
+        *,
+        progress: ProgressOption = False,
+        num_threads: int | None = None,
     ) -> SpectrumMoments:
         """Moments of an array, or of all chunks of an iterable.
 
@@ -72,6 +77,9 @@ class SpectrumMoments:
         chunks : array_like, Spectrum, or an iterable of these
             1-D arrays of eigenvalues (a memory map is read block by block and not kept in memory) or spectra, whose
             counts and mean are taken too. A list of numbers is one chunk, a list of arrays is many.
+        progress : bool or callable
+            True draws a progress bar in a terminal (needs rich, the extra ``cli``); a callable is called with the
+            eigenvalues taken so far and their number, or None where that is not known.
         num_threads : int, optional
             Threads to use. Default: FASTKL_NUM_THREADS, else all CPUs the process may use.
 
@@ -90,17 +98,18 @@ class SpectrumMoments:
         >>> fastkl.SpectrumMoments.from_chunks([[1.0, 2.0], [3.0]]).dim
         3
         """
-        moments = cls()
-        if isinstance(chunks, np.ndarray | Spectrum) or is_numbers(chunks):
-            moments.add(chunks, num_threads=num_threads)
-            return moments
-        if not isinstance(chunks, Iterable) or isinstance(chunks, str | bytes):
+        check_progress(progress)
+        threads, moments = thread_count(num_threads), cls()
+        single = isinstance(chunks, np.ndarray | Spectrum) or is_numbers(chunks)
+        if not single and (not isinstance(chunks, Iterable) or isinstance(chunks, str | bytes)):
             raise TypeError(f"chunks: must be an array or an iterable of arrays, got {type(chunks).__name__}")
-        for number, chunk in enumerate(chunks):
-            try:
-                moments.add(chunk, num_threads=num_threads)
-            except (ValueError, TypeError) as error:
-                raise type(error)(f"chunks[{number}]: {error}") from None
+        total = len(chunks) if single else None
+        with reporting(progress, "eigenvalues", total) as advance:
+            for number, chunk in enumerate([chunks] if single else chunks):
+                try:
+                    moments._absorb(moments_of(chunk, None, None, threads, advance))
+                except (ValueError, TypeError) as error:
+                    raise type(error)(str(error) if single else f"chunks[{number}]: {error}") from None
         return moments
 
     def add(
@@ -144,34 +153,7 @@ class SpectrumMoments:
         >>> moments.dim
         7
         """
-        with GUARD.importing:
-            from fastkl._cell_tables import BATCH
-
-        if isinstance(eigenvalues, Spectrum):
-            if counts is not None or mean is not None:
-                raise ValueError("counts and mean: must be left out where eigenvalues is a Spectrum")
-            eigenvalues, counts, mean = eigenvalues.eigenvalues, eigenvalues.counts, eigenvalues.mean
-        threads = thread_count(num_threads)
-        given = {"eigenvalues": eigenvalues, "counts": counts, "mean": mean}
-        columns = {
-            name: column(name, value)
-            for name, value in given.items()
-            if value is not None or name == "eigenvalues"
-        }
-        length = len(columns["eigenvalues"])
-        for name, array in columns.items():
-            if len(array) != length:
-                raise ValueError(
-                    f"{name}: must have shape ({length},) like eigenvalues, got shape {array.shape}"
-                )
-        part = SpectrumMoments()
-        for begin in range(0, length, BATCH):
-            end = min(begin + BATCH, length)
-            values, shares, means = (block(columns, name, begin, end) for name in CHECKS)
-            assert values is not None
-            part._add_block(values, shares, means, threads)
-            for array in columns.values():
-                release(array, begin, end)
+        part = moments_of(eigenvalues, counts, mean, thread_count(num_threads), lambda taken: None)
         with self._lock:
             self._absorb(part)
 
@@ -255,6 +237,41 @@ class SpectrumMoments:
         assert self._counts is not None
         zero = (self._zeros, self._zeros_mean)
         return Spectrum._trusted(*spectrum_arrays(self._counts, self._mean, zero, rtol))
+
+
+def moments_of(
+    eigenvalues: ArrayLike | Spectrum,
+    counts: ArrayLike | None,
+    mean: ArrayLike | None,
+    threads: int,
+    advance: Advance,
+) -> SpectrumMoments:
+    """Return the moments of one array, read block by block."""
+    with GUARD.importing:
+        from fastkl._cell_tables import BATCH
+
+    if isinstance(eigenvalues, Spectrum):
+        if counts is not None or mean is not None:
+            raise ValueError("counts and mean: must be left out where eigenvalues is a Spectrum")
+        eigenvalues, counts, mean = eigenvalues.eigenvalues, eigenvalues.counts, eigenvalues.mean
+    columns = {"eigenvalues": column("eigenvalues", eigenvalues)}
+    for name, value in (("counts", counts), ("mean", mean)):
+        if value is not None:
+            columns[name] = column(name, value)
+    length = len(columns["eigenvalues"])
+    for name, array in columns.items():
+        if len(array) != length:
+            raise ValueError(f"{name}: must have shape ({length},) like eigenvalues, got shape {array.shape}")
+    part, maps = SpectrumMoments(), [read_only_map(array) for array in columns.values()]
+    for begin in range(0, length, BATCH):
+        end = min(begin + BATCH, length)
+        values, shares, means = (block(columns, name, begin, end) for name in CHECKS)
+        assert values is not None
+        part._add_block(values, shares, means, threads)
+        for mapped in maps:
+            let_go(mapped)
+        advance(end - begin)
+    return part
 
 
 def added(a: Array | None, b: Array | None) -> Array | None:

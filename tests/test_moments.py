@@ -183,6 +183,20 @@ def test_blocks_of_one_array_do_not_change_the_result(rng, monkeypatch):
     )
 
 
+def test_progress_is_told(rng):
+    values, told = np.exp(rng.normal(size=5_000_000)), []
+    SpectrumMoments.from_chunks(values, progress=lambda done, total: told.append((done, total)))
+    assert told[-1] == (5_000_000, 5_000_000)
+    assert len(told) > 1
+    told.clear()
+    SpectrumMoments.from_chunks(
+        [values[:5], values[:7]], progress=lambda done, total: told.append((done, total))
+    )
+    assert told == [(5, None), (12, None)]
+    with pytest.raises(TypeError, match="progress: must be True, False or a callable"):
+        SpectrumMoments.from_chunks(values[:5], progress="yes")
+
+
 # ---- bad input
 
 

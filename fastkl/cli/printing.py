@@ -1,18 +1,30 @@
-"""Output: JSON with the standard library, tables and progress bars with rich (the extra `cli`)."""
+"""Output: JSON with the standard library, to a file too; tables and progress bars with rich (the extra `cli`)."""
 
 from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
+from typing import Any, TextIO
 
 from fastkl.cli.errors import InputError
 
-__all__ = ["console", "digits", "line", "print_json", "progress", "require_rich", "table"]
+__all__ = [
+    "console",
+    "digits",
+    "line",
+    "new_file",
+    "plain_json",
+    "print_json",
+    "progress",
+    "require_rich",
+    "table",
+]
 
 
 def require_rich() -> None:
@@ -24,8 +36,38 @@ def require_rich() -> None:
 
 
 def print_json(document: Any) -> None:
-    """Print one JSON document; JSON has no infinity, so infinite numbers become the string "inf"."""
-    print(json.dumps(_plain(document), indent=2, allow_nan=False))
+    """Print one JSON document."""
+    print(plain_json(document))
+
+
+def plain_json(document: Any) -> str:
+    """Return a JSON document; JSON has no infinity, so infinite numbers become the string "inf"."""
+    return json.dumps(_plain(document), indent=2, allow_nan=False)
+
+
+@contextmanager
+def new_file(name: str, replace: bool) -> Iterator[TextIO]:
+    """Open a text file that gets its name only when all has been written; enter before work that would be lost.
+
+    A file of that name is an error, unless it is to be replaced.
+    """
+    path = Path(name).resolve()
+    if path.exists() and not path.is_file():
+        raise InputError(f"{name}: must be a regular file")
+    if path.exists() and not replace:
+        raise InputError(f"{name}: exists; add --force to replace it")
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    with open(part, "x", encoding="utf-8") as file:
+        try:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+            if not replace:
+                path.touch(exist_ok=False)  # fails if there is one by now
+            os.replace(part, path)
+        except BaseException:
+            part.unlink()
+            raise
 
 
 def _plain(value: Any) -> Any:

@@ -1,0 +1,178 @@
+"""``fastkl search``: the best noise levels for a number of steps, with a proof."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+
+from fastkl import __version__
+from fastkl._search import SearchResult, search
+from fastkl.cli.errors import InputError
+from fastkl.cli.files import number
+from fastkl.cli.options import add_json, add_metric, add_prior, add_spectrum, positive_integer
+from fastkl.cli.printing import new_file, plain_json, print_json, require_rich
+from fastkl.cli.schedules import add_schedule, build_schedule
+from fastkl.cli.search_tables import print_report
+from fastkl.cli.spectra import check_finite, read_spectrum
+from fastkl.cli.standards import Standard, standards
+from fastkl.evaluate import divergence
+from fastkl.schedule import NoiseSchedule
+from fastkl.spectrum import Spectrum
+
+__all__ = ["DESCRIPTION", "SUMMARY", "add_arguments", "run"]
+
+SUMMARY = "find the best noise levels for a number of steps, and prove it"
+DESCRIPTION = (
+    "Finds the N levels of a noise schedule with the least divergence of DDIM's samples from Gaussian data of the "
+    "given spectrum, among all choices, and proves it. Prints them ready to paste, beside the standard schedules."
+)
+
+GRID = 1000
+MOST_NUMBERS = 100_000
+
+
+def step_numbers(text: str) -> list[int]:
+    """Return the numbers of steps in "10", "3-12", "4,8,16" or a mixture."""
+    numbers: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.partition("-")
+        low = positive_integer(first.strip())
+        high = positive_integer(last.strip()) if dash else low
+        if high < low or high - low >= MOST_NUMBERS:
+            rule = f"must ascend and hold at most {MOST_NUMBERS:,} numbers"
+            raise argparse.ArgumentTypeError(f"range {part.strip()!r}: {rule}")
+        numbers += range(low, high + 1)
+    if len(set(numbers)) < len(numbers):
+        raise argparse.ArgumentTypeError(f"{text!r}: holds a number twice")
+    return numbers
+
+
+def levels_to_visit(text: str) -> list[float]:
+    """Return numbers separated by commas."""
+    try:
+        return [number(word.strip()) for word in text.split(",")]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `search`."""
+    add_spectrum(parser)
+    add_schedule(parser)
+    text = "steps, that is evaluations of the network: 10, 3-12, or 4,8,16 (default: 10)"
+    parser.add_argument("--steps", type=step_numbers, default=[10], metavar="N", help=text)
+    add_metric(parser)
+    add_prior(parser, None)
+    text = "let the first level be any; the prior's mismatch and the mean are counted"
+    parser.add_argument("--free-start", action="store_true", help=text)
+    text = "stop at a good choice and a bound, without a proof"
+    parser.add_argument("--no-prove", dest="prove", action="store_false", help=text)
+    text = "seconds for each number of steps, after which the best choice so far is printed with its bound"
+    parser.add_argument("--time-limit", type=float, metavar="SECONDS", help=text)
+    text = f"levels of a continuous schedule to choose from (default: {GRID})"
+    parser.add_argument("--grid", type=positive_integer, metavar="NUMBER", help=text)
+    text = "levels that must be visited: timesteps, or sigmas of a continuous schedule, separated by commas"
+    parser.add_argument("--visit", type=levels_to_visit, metavar="LEVELS", help=text)
+    text = "least distance of neighbouring levels on the grid or in timesteps (default: %(default)s)"
+    parser.add_argument("--min-spacing", type=positive_integer, default=1, metavar="NUMBER", help=text)
+    parser.add_argument("--out", metavar="FILE.json", help="write the JSON document to a new file")
+    parser.add_argument("--force", action="store_true", help="let --out replace a file")
+    add_json(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Search, and print or write the result."""
+    if not arguments.json:
+        require_rich()
+    if arguments.force and arguments.out is None:
+        raise InputError("--force: says that --out may replace a file, but there is no --out")
+    schedule = build_schedule(arguments.schedule, arguments.schedule_option)
+    if arguments.grid is not None and schedule.is_discrete:
+        raise InputError(f"--grid: is for continuous schedules; {arguments.schedule} has its timesteps")
+    spectrum = read_spectrum(arguments.spectrum, arguments.floor)
+    check_finite(arguments.spectrum, spectrum, arguments.metric)
+    with new_file(arguments.out, arguments.force) if arguments.out is not None else nullcontext() as file:
+        report = searched(arguments, schedule, spectrum)
+        if file is not None:
+            file.write(plain_json(report) + "\n")
+    print_json(report) if arguments.json else print_report(report)
+    return 0
+
+
+def searched(arguments: argparse.Namespace, schedule: NoiseSchedule, spectrum: Spectrum) -> dict[str, Any]:
+    """Search for every number of steps, and return all that is printed."""
+    options = {
+        "prove": arguments.prove,
+        "free_start": arguments.free_start,
+        "time_limit": arguments.time_limit,
+        "grid": arguments.grid or GRID,
+        "visit": arguments.visit,
+        "min_spacing": arguments.min_spacing,
+    }
+    found = search(
+        spectrum, schedule, arguments.steps, metric=arguments.metric, prior=arguments.prior, **options
+    )
+    return {
+        "fastkl": __version__,
+        "spectrum": {"name": arguments.spectrum, "dim": spectrum.dim, "floor": arguments.floor},
+        "schedule": repr(schedule),
+        "metric": arguments.metric,
+        "prior": arguments.prior or schedule.prior,
+        **options,
+        "grid": None if schedule.is_discrete else options["grid"],
+        "results": [result(best, schedule, spectrum, options["grid"]) for best in found],
+    }
+
+
+def result(best: SearchResult, schedule: NoiseSchedule, spectrum: Spectrum, grid: int) -> dict[str, Any]:
+    """Return what was found for one number of steps, beside the standard schedules."""
+    document = best.as_dict()
+    choices = document.pop("candidates")
+    moved = best.refined_sigmas
+    times = schedule.times(best.sigmas[:-1])
+    if not schedule.is_discrete:  # multiples of 1/grid, but for rounding
+        times = np.rint(times * grid) / grid
+    return {
+        **document,
+        "times": times.tolist(),
+        "refined_times": None if moved is None else schedule.times(moved[:-1]).tolist(),
+        "gap": gap(best),
+        "log10_choices": None if choices is None else math.log10(choices),  # the number itself has no bound
+        "standards": compared(best, standards(schedule, spectrum, best.steps, grid), spectrum),
+    }
+
+
+def gap(best: SearchResult) -> float | None:
+    """Return how far the value may be above the optimum, relative to the optimum; None where no bound is known."""
+    return None if best.lower_bound is None else ratio(best.value, best.lower_bound) - 1.0
+
+
+def compared(best: SearchResult, others: list[Standard], spectrum: Spectrum) -> list[dict[str, Any]]:
+    """Return the standard schedules by value, the least first, then those that are left out."""
+    kept = [other for other in others if other.levels is not None]
+    values = divergence(
+        spectrum, np.array([other.levels for other in kept]), best.metric, prior=best.prior
+    ).tolist()
+    rows = [
+        {"name": other.name, "function": other.function, "parameters": other.parameters, "value": value,
+         "times_best": ratio(value, best.value), "left_out": None}
+        for value, other in sorted(zip(values, kept, strict=True), key=lambda pair: pair[0])
+    ]  # fmt: skip
+    rows += [
+        {"name": other.name, "function": other.function, "parameters": other.parameters, "value": None,
+         "times_best": None, "left_out": other.why_not}
+        for other in others
+        if other.levels is None
+    ]  # fmt: skip
+    return rows
+
+
+def ratio(value: float, other: float) -> float:
+    """Return how many times another value a value is."""
+    if value == other:
+        return 1.0
+    return value / other if other > 0.0 else math.inf
