@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fastkl import discretize, theory
+    from fastkl._exhaustive import ExhaustiveResult, exhaustive
     from fastkl._search import SearchResult, search
     from fastkl._warmup import warmup
     from fastkl.evaluate import divergence, output_variance, trajectory
@@ -21,12 +22,14 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "ExhaustiveResult": "fastkl._exhaustive",
     "NoiseSchedule": "fastkl.schedule",
     "SearchResult": "fastkl._search",
     "Spectrum": "fastkl.spectrum",
     "SpectrumMoments": "fastkl.moments",
     "best_gamma": "fastkl.theory",
     "divergence": "fastkl.evaluate",
+    "exhaustive": "fastkl._exhaustive",
     "expansion": "fastkl.theory",
     "output_variance": "fastkl.evaluate",
     "search": "fastkl._search",
@@ -35,9 +38,9 @@ _HOMES = {
     "warmup": "fastkl._warmup",
 }
 
-__all__ = ["NoiseSchedule", "SearchResult", "Spectrum", "SpectrumMoments", "__version__", "best_gamma", "discretize",
-           "divergence", "expansion", "output_variance", "search", "tangent_gamma", "theory", "trajectory",
-           "warmup"]  # fmt: skip
+__all__ = ["ExhaustiveResult", "NoiseSchedule", "SearchResult", "Spectrum", "SpectrumMoments", "__version__",
+           "best_gamma", "discretize", "divergence", "exhaustive", "expansion", "output_variance", "search",
+           "tangent_gamma", "theory", "trajectory", "warmup"]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
