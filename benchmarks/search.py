@@ -1,8 +1,8 @@
 """`fastkl.search` measured: time, proof and gap over spectra, schedules and N, rivals, and growth with T and N.
 
-Run as `python benchmarks/search.py` with the extra `bench` installed; it writes benchmarks/results/search.json, in about
-ten minutes on two cores. Options: `--metrics kl,w2` for some metrics, `--no-cma` where the package cma is not installed,
-and `--quick` for a small run that prints its result and writes no file.
+Run as `python benchmarks/search.py` with the extra `bench` installed; it writes benchmarks/results/search.json, in
+about ten minutes on two cores. Options: `--metrics kl,w2` for some metrics, `--no-cma` where the package cma is not
+installed, and `--quick` for a small run that prints its result and writes no file.
 """
 
 from __future__ import annotations

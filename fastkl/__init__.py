@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fastkl import discretize, samplers, theory
     from fastkl._denoising import DenoisingFit, PoorFitWarning, fit_denoising_errors
+    from fastkl._exhaustive import ExhaustiveResult, exhaustive
     from fastkl._rank import RankDeficientWarning
     from fastkl._search import SearchResult, search
     from fastkl._warmup import warmup
@@ -24,6 +25,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "DenoisingFit": "fastkl._denoising",
+    "ExhaustiveResult": "fastkl._exhaustive",
     "NoiseSchedule": "fastkl.schedule",
     "PoorFitWarning": "fastkl._denoising",
     "RankDeficientWarning": "fastkl._rank",
@@ -32,6 +34,7 @@ _HOMES = {
     "SpectrumMoments": "fastkl.moments",
     "best_gamma": "fastkl.theory",
     "divergence": "fastkl.evaluate",
+    "exhaustive": "fastkl._exhaustive",
     "expansion": "fastkl.theory",
     "fit_denoising_errors": "fastkl._denoising",
     "output_variance": "fastkl.evaluate",
@@ -41,10 +44,10 @@ _HOMES = {
     "warmup": "fastkl._warmup",
 }
 
-__all__ = ["DenoisingFit", "NoiseSchedule", "PoorFitWarning", "RankDeficientWarning", "SearchResult", "Spectrum",
-           "SpectrumMoments", "__version__", "best_gamma", "discretize", "divergence", "expansion",
-           "fit_denoising_errors", "output_variance", "samplers", "search", "tangent_gamma", "theory", "trajectory",
-           "warmup"]  # fmt: skip
+__all__ = ["DenoisingFit", "ExhaustiveResult", "NoiseSchedule", "PoorFitWarning", "RankDeficientWarning", "SearchResult",
+           "Spectrum", "SpectrumMoments", "__version__", "best_gamma", "discretize", "divergence", "exhaustive",
+           "expansion", "fit_denoising_errors", "output_variance", "samplers", "search", "tangent_gamma", "theory",
+           "trajectory", "warmup"]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastkl._mapped import let_go, read_only_map
+from fastkl._mapped import let_go, map_below, read_only_map
 from fastkl._progress import Advance
 from fastkl._validation import real_array
 
@@ -44,7 +44,7 @@ class ArraySamples:
     @property
     def in_memory(self) -> bool:
         """Whether no file backs the array."""
-        return _map_below(self.array) is None
+        return map_below(self.array) is None
 
     def blocks(self, advance: Advance, least_rows: int = 1) -> Iterator[_Array]:
         """Yield all samples as (k, d) float64 blocks, which the next block overwrites; `advance` takes each k."""

@@ -8,18 +8,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["let_go", "read_only_map"]
+__all__ = ["let_go", "map_below", "read_only_map"]
 
 
 def read_only_map(array: NDArray[Any]) -> mmap.mmap | None:
     """Return the map below an array if nothing but reading is done with it, so that its pages can be let go."""
+    found = map_below(array)
+    if found is None or not hasattr(found, "madvise"):
+        return None
+    with memoryview(found) as view:
+        return found if view.readonly else None
+
+
+def map_below(array: NDArray[Any]) -> mmap.mmap | None:
+    """Return the memory map that an array is a view of, if any."""
     base: Any = array
     while isinstance(base, np.ndarray | memoryview):
         base = base.base if isinstance(base, np.ndarray) else base.obj
-    if not isinstance(base, mmap.mmap) or not hasattr(base, "madvise"):
-        return None
-    with memoryview(base) as view:
-        return base if view.readonly else None
+    return base if isinstance(base, mmap.mmap) else None
 
 
 def let_go(mapped: mmap.mmap | None) -> None:

@@ -31,6 +31,8 @@ PROMISED = {
     "divergence": set(),
     "search": set(),
     "SearchResult": {"as_dict"},
+    "exhaustive": set(),
+    "ExhaustiveResult": {"merge"},
     "output_variance": set(),
     "trajectory": set(),
     "theory": {"best_gamma", "expansion", "geodesic_levels", "tangent_gamma"},
@@ -119,7 +121,18 @@ def test_the_top_level_offers_what_is_promised():
 
 
 @pytest.mark.parametrize(
-    "module", ["_search", "evaluate", "moments", "spectrum", "schedule", "discretize", "samplers", "theory"]
+    "module",
+    [
+        "_exhaustive",
+        "_search",
+        "evaluate",
+        "moments",
+        "spectrum",
+        "schedule",
+        "discretize",
+        "samplers",
+        "theory",
+    ],
 )
 def test_all_of_each_module_exists_and_is_documented(module):
     loaded = importlib.import_module(f"fastkl.{module}")
