@@ -53,7 +53,7 @@ def spectrum_of_images(x: Any, progress: ProgressOption) -> ImageSpectrum:
             level *= np.sqrt(height * width)
             constant.add(level)
     power /= constant.count * height * width
-    values = np.linalg.eigvalsh(np.moveaxis(power, (0, 1), (2, 3)))
+    values = np.asarray(np.linalg.eigvalsh(np.moveaxis(power, (0, 1), (2, 3))), dtype=np.float64)
     counts = np.full(values.shape, 2.0)  # of two opposite frequencies
     counts[:, 0] = 1.0  # whose opposites are in the same column, or which are their own
     if width % 2 == 0:

@@ -24,6 +24,7 @@ _EPS = float(np.finfo(np.float64).eps)
 _ISOLATED = 1e3  # gaps so many times the residuals set a group of nodes apart
 _CONFIDENCE = 0.99865  # one-sided, as three standard deviations of a normal distribution
 _CHANGES = 2.0  # by the last quarter of the steps; what is still to come was less wherever it was tried
+_DEPENDENT = 1e-10  # length of what a start vector of length 1 or more has of its own, if that is rounding
 _SCALES = 40  # of the functions that the error is estimated for
 
 _Array = NDArray[np.float64]
@@ -102,9 +103,10 @@ def _grow(operator: Operator, start: _Array, steps: int) -> tuple[_Krylov, _Kryl
     room = min(operator.rank, start.shape[1] * steps)
     basis = np.empty((len(start), room), order="F")
     projected = np.zeros((room, room))
-    block = _independent(start, basis[:, :0], 0.0, room)
-    coordinates, used, before = block.T @ start, 0, None
-    for step in range(steps):
+    block = _independent(start, basis[:, :0], _DEPENDENT, room)
+    coordinates, used = block.T @ start, 0
+    states: list[_Krylov] = []
+    for step in range(1, steps + 1):
         begin, used = used, used + block.shape[1]
         basis[:, begin:used] = block
         known, image = basis[:, :used], operator(block)
@@ -115,13 +117,13 @@ def _grow(operator: Operator, start: _Array, steps: int) -> tuple[_Krylov, _Kryl
         image -= known @ (known.T @ image)
         scale = float(np.abs(np.diagonal(projected)).max())
         block = _independent(image, known, len(start) * _EPS * scale, room - used)
-        exhausted = used == operator.rank or (block.shape[1] == 0 and used < room)
-        state = _Krylov(coordinates, projected[:used, :used].copy(), image.T @ image, exhausted)
-        if before is None or step < 3 * steps // 4:
-            before = state
-        if block.shape[1] == 0:
+        ended = block.shape[1] == 0
+        if ended or step in (3 * steps // 4, steps):
+            exhausted = ended and (used == operator.rank or used < room)
+            states.append(_Krylov(coordinates, projected[:used, :used].copy(), image.T @ image, exhausted))
+        if ended:
             break
-    return before, state
+    return states[0], states[-1]
 
 
 def _independent(vectors: _Array, known: _Array, cutoff: float, most: int) -> _Array:

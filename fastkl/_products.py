@@ -150,7 +150,7 @@ class _Gram(_Centred):
     def probes(self, rng: np.random.Generator, number: int) -> _Array:
         """Random directions without the mean over samples, to which centred samples are blind."""
         vectors = rng.standard_normal((self._count, number))
-        return vectors - vectors.mean(axis=0)
+        return np.asarray(vectors - vectors.mean(axis=0))
 
     def energy(self, nodes: _Array, squares: _Array) -> _Array:
         """The mean's, of which its overlap with the samples has n times the node on each node."""

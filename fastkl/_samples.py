@@ -90,7 +90,7 @@ def _method(samples: ArraySamples | BatchSamples, method: str) -> str:
         method = "lanczos"
     if method == "gram" and n is None:
         raise ValueError("method = 'gram': needs all samples at hand: pass x as an array or a memory map")
-    if method == "gram" and n > samples.d:
+    if method == "gram" and n is not None and n > samples.d:
         raise ValueError(
             f"method = 'gram': needs no more samples than dimensions, got n = {n} and d = {samples.d}; take "
             f"'covariance'"

@@ -127,6 +127,18 @@ def test_constant_samples():
     assert (s.eigenvalues.tolist(), s.counts.tolist(), s.mean.tolist(), s.rtol) == ([0, 0], [1, 3], [4, 0], 0)
 
 
+@pytest.mark.parametrize("varying", [1, 2, 5, 16, 17, 18])
+def test_few_features_that_vary_among_many_that_do_not(rng, varying):
+    x = np.full((70, 60), 0.3)
+    x[:, 60 - varying :] = samples_of(rng, 70, power(varying, 1), 0.5)
+    s, exact = Spectrum.from_samples(x, method="lanczos"), Spectrum.from_samples(x[:, 60 - varying :])
+    assert s.rtol == 0.0
+    np.testing.assert_allclose(s.eigenvalues[:varying], exact.eigenvalues, rtol=1e-9)
+    np.testing.assert_allclose(s.mean[:varying], exact.mean, rtol=0, atol=1e-9)
+    assert s.counts[varying:].tolist() == [1.0, 59.0 - varying]
+    assert s.mean[varying:] == pytest.approx([0.3 * np.sqrt(60 - varying), 0.0], rel=1e-9)
+
+
 def with_eigenvalues(rng, n, values):
     """Samples whose covariance with factor 1/n has these eigenvalues to rounding."""
     white = rng.standard_normal((n, len(values)))
