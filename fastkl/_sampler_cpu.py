@@ -33,7 +33,7 @@ Integers = NDArray[np.intp]
 TASK_STEPS = 1 << 21  # (eigenvalue, operation) pairs of one task: some milliseconds
 THREADS_PAY = 1 << 18  # pairs from which on threads are worth starting
 TABLE_BYTES = 1 << 22  # coefficients of one block of candidates
-PARTIAL_SUMS = 1 << 18  # tile sums held at a time
+PARTIAL_SUMS = 1 << 17  # tile sums held at a time
 ROUNDINGS = 2.0  # of one operation, in the units of error_bounds (4 roundings, doubled by the square)
 LOST_DIGITS = 100.0  # roundings for each operation from which on variances come from the precise kernel
 
@@ -186,7 +186,7 @@ def blocks(
     """Cut the candidates into blocks of bounded size that end alike; yield their rows, and the blocks."""
     to_zero = levels[:, -1] == 0.0
     tiles = math.ceil(len(data) / TILE)
-    bytes_each = 8 * 18 * (sampler.nfe(max(levels.shape[1] - 1, sampler.least_steps)) + 1) * 2
+    bytes_each = 8 * 18 * 2 * (2 * levels.shape[1] + 9)  # no sampler has more than 2 N + 9 operations
     length = max(1, min(TABLE_BYTES // bytes_each, PARTIAL_SUMS // tiles))
     for group in (np.flatnonzero(to_zero), np.flatnonzero(~to_zero)):
         for begin in range(0, group.size, length):
