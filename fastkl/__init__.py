@@ -44,10 +44,10 @@ _HOMES = {
     "warmup": "fastkl._warmup",
 }
 
-__all__ = ["DenoisingFit", "ExhaustiveResult", "NoiseSchedule", "PoorFitWarning", "RankDeficientWarning", "SearchResult",
-           "Spectrum", "SpectrumMoments", "__version__", "best_gamma", "discretize", "divergence", "exhaustive",
-           "expansion", "fit_denoising_errors", "output_variance", "samplers", "search", "tangent_gamma", "theory",
-           "trajectory", "warmup"]  # fmt: skip
+__all__ = ["DenoisingFit", "ExhaustiveResult", "NoiseSchedule", "PoorFitWarning", "RankDeficientWarning",
+           "SearchResult", "Spectrum", "SpectrumMoments", "__version__", "best_gamma", "discretize", "divergence",
+           "exhaustive", "expansion", "fit_denoising_errors", "output_variance", "samplers", "search", "tangent_gamma",
+           "theory", "trajectory", "warmup"]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastkl._dispatch import GUARD
-from fastkl._search import grid_levels
+from fastkl._search_problem import grid_levels
 from fastkl._threads import run_all, thread_count
 from fastkl._validation import choice, integer
 from fastkl.evaluate import METRICS, PRIORS, divergence, refuse_zero_eigenvalue

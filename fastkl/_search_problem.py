@@ -19,7 +19,7 @@ from fastkl.evaluate import divergence
 from fastkl.schedule import NoiseSchedule
 from fastkl.spectrum import Spectrum, as_spectrum
 
-__all__ = ["COMPRESSION", "FOREVER", "Problem", "Setting", "combined", "several", "weights_of"]
+__all__ = ["COMPRESSION", "FOREVER", "Problem", "Setting", "combined", "grid_levels", "several", "weights_of"]
 
 Array = NDArray[np.float64]
 
