@@ -7,7 +7,9 @@ written by the function beside it.
 from __future__ import annotations
 
 import json
+import statistics
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -141,10 +143,130 @@ def samplers(result: dict) -> list[str]:
     ]
 
 
+def search(result: dict) -> list[str]:
+    """Return times and proofs of the search, and what others reach."""
+    spectra = list(dict.fromkeys(row["spectrum"] for row in result["cases"]))
+    return [
+        f"All of {', '.join(spectra)} (d = 3072), T = 1000 timesteps or grid times, warm; in brackets the worst case.",
+        "",
+        *proofs(result["cases"]),
+        "",
+        "Under `kl`, over these spectra; the best of uniform (trailing or linspace), quadratic, Karras (rho 7),",
+        "exponential, tangent (gamma* and 1), tan/arctan and geodesic levels, moved to timesteps where there are any:",
+        "",
+        *search_times([row for row in result["cases"] if row["metric"] == "kl"]),
+        "",
+        *search_growth(result["growth"]),
+        "",
+        "Rivals with the formula, at N = 5, 10, 20 on mnist and 1/i, linear and EDM: SciPy gets the gradient, CMA-ES 1000",
+        "evaluations a level; excess over the proved optimum of the grid (below 0: EDM levels need not lie on it).",
+        "",
+        *search_rivals(result["rivals"]),
+        "",
+        *machine(result),
+    ]
+
+
+def milliseconds(seconds: list[float]) -> str:
+    """Return the median and the largest of some times."""
+    return f"{1e3 * statistics.median(seconds):,.0f} ms ({1e3 * max(seconds):,.0f})"
+
+
+def percent(excess: float) -> str:
+    """Return an excess in percent, two digits of it; what rounding leaves is 0."""
+    return f"{100 * excess:.2g} %" if abs(excess) > 1e-9 else "0"
+
+
+def proofs(rows: list[dict]) -> list[str]:
+    """Return a table with a row for each metric."""
+    lines = []
+    for metric in dict.fromkeys(row["metric"] for row in rows):
+        some = [row for row in rows if row["metric"] == metric]
+        lines.append(
+            [
+                f"`{metric}`",
+                f"{sum(row['proved'] for row in some)} of {len(some)}",
+                percent(max(row["gap"] for row in some)),
+                milliseconds([row["seconds"] for row in some]),
+                milliseconds([row["fast_seconds"] for row in some]),
+                percent(max(row["fast_excess"] for row in some)),
+            ]
+        )
+    head = [
+        "metric",
+        "proved optimal",
+        "largest gap",
+        "time with proof",
+        "`prove=False`",
+        "its largest excess",
+    ]
+    return table(head, lines)
+
+
+def search_times(rows: list[dict]) -> list[str]:
+    """Return a table with a row for each schedule and N."""
+    lines = []
+    for schedule, steps in dict.fromkeys((row["schedule"], row["N"]) for row in rows):
+        some = [row for row in rows if (row["schedule"], row["N"]) == (schedule, steps)]
+        known = [{name: x for name, x in row["times_best"].items() if x is not None} for row in some]
+        names = Counter(min(ratios, key=ratios.__getitem__) for ratios in known)
+        least = [min(ratios.values()) for ratios in known]
+        lines.append(
+            [
+                schedule,
+                str(steps),
+                milliseconds([row["seconds"] for row in some]),
+                " or ".join(name for name, _ in names.most_common()),
+                f"{min(least):.3g} to {max(least):.3g}",
+                milliseconds([row["fast_seconds"] for row in some]),
+                percent(max(row["fast_excess"] for row in some)),
+            ]
+        )
+    head = ["schedule", "N", "time with proof", "best standard schedule", "times the optimum", "`prove=False`",
+            "its largest excess"]  # fmt: skip
+    return table(head, lines)
+
+
+def search_growth(growth: dict) -> list[str]:
+    """Return the times on fine grids and the exponents."""
+    points, exponents = [], []
+    for schedule in (name for name in growth if name not in ("metric", "spectrum")):
+        by_size = growth[schedule]["T"]["rows"]
+        times = [
+            f"{row['seconds']:.2g} s for T = {row['T']:,}" for row in by_size if row["T"] in (10**4, 10**5)
+        ]
+        points.append(f"{schedule} {' and '.join(times)}")
+        single = [growth[schedule][by]["exponent_of_an_iteration"] for by in ("T", "N")]
+        exponents.append(f"T^{single[0]:.2f} N^{single[1]:.2f} ({schedule})")
+    return [
+        f"N = 10 on finer grids of the same levels, proved, 1/i: {'; '.join(points)}. An iteration takes",
+        f"a time that grows as {' and '.join(exponents)}.",
+    ]
+
+
+def search_rivals(rows: list[dict]) -> list[str]:
+    """Return a table with a row for each metric and rival."""
+    lines = []
+    for metric, rival in dict.fromkeys((row["metric"], row["rival"]) for row in rows):
+        some = [row for row in rows if (row["metric"], row["rival"]) == (metric, rival)]
+        excess = [row["excess"] for row in some]
+        lines.append(
+            [
+                f"`{metric}`",
+                rival,
+                milliseconds([row["seconds"] for row in some]),
+                percent(statistics.median(excess)),
+                percent(max(excess)),
+            ]
+        )
+    return table(["metric", "rival", "time", "median excess", "largest excess"], lines)
+
+
 SECTIONS: dict[str, Callable[[dict], list[str]]] = {
     "cpu": evaluation,
     "compression": compression,
     "samplers": samplers,
+    "search": search,
 }
 
 
