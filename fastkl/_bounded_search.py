@@ -205,8 +205,8 @@ class BoundedSearch(ConvexSearch):
             start = int(np.argmin(totals))
             point, constant = self.points(linear.path(int(self.starts[start]), steps)[None])
             cost = float(point[0] @ tangent.weights + constant[0])
-            scale = float(np.abs(weights) @ np.abs(point[0])) + mu * abs(allowed)
-            best = min(best, mu * allowed - float(totals[start]) + ROUNDING * scale)
+            rounding = self.rounding(weights, point[0], mu * allowed, steps)
+            best = min(best, mu * allowed - float(totals[start]) + rounding)
             line = (sign * float(point[0, entry]), allowed - cost)
             if line[1] > 0.0:
                 rising = line

@@ -34,6 +34,7 @@ BLOCK = 1 << 12  # paths evaluated together
 STALLED = 0.7  # an iteration that leaves more of the gap than this counts as one without progress
 PATIENCE = 3
 ROUNDING = 1e-11  # in linearised costs, relative to their terms
+EDGE_ROUNDING = 4e-15  # in the cost of a step, relative to the logarithms that cancel in it
 FULL_TABLE = 4000  # levels up to which negative weights are worth the quadratic table
 MOST_PATHS = 1 << 20
 FIRST_EFFORT, MOST_EFFORT = 1 << 22, 1 << 32  # steps looked at in an enumeration
@@ -89,6 +90,8 @@ class ConvexSearch:
         self.starts = starts
         self.offsets = objective.offsets(grid.levels[starts])
         self.constants = objective.constants(grid.levels[starts])
+        x = grid.x[np.isfinite(grid.x)]
+        self._logarithms = np.maximum(np.abs(np.log(objective.eigenvalues)), np.abs(x).max())
 
     def run(self, steps: int, deadline: float, prove: bool, slack: float, target: float = 0.0) -> Outcome:
         """Search for the best path of `steps` steps, and with a proof for all with values up to `target`.
@@ -159,9 +162,14 @@ class ConvexSearch:
             y[convex.directions :] = FORGOTTEN  # the mean's share has no slope there, and is bounded by 0
             weights = np.maximum(convex.gradient(y), 0.0)
         value = float(convex.value(y))
-        rounding = ROUNDING * (float(np.abs(weights) @ np.abs(y)) + abs(value))
         linear = self.grid.linearised(weights, steps)
-        return Tangent(weights, value - float(weights @ y), rounding, linear)
+        return Tangent(weights, value - float(weights @ y), self.rounding(weights, y, value, steps), linear)
+
+    def rounding(self, weights: Array, y: Array, value: float, steps: int) -> float:
+        """Bound the rounding error of a linearised value."""
+        size = np.abs(weights)
+        edges = steps * EDGE_ROUNDING * float(size @ self._logarithms)
+        return ROUNDING * (float(size @ np.abs(y)) + abs(value)) + edges
 
     def _shortest(self, linear: Linearised, weights: Array, steps: int) -> tuple[float, Integers]:
         """Return the least linearised value of a path, offsets and constants included, and the path."""
@@ -234,11 +242,11 @@ class ConvexSearch:
         rest = allowed - self.offsets @ tangent.weights - self.constants  # for the steps after each start
         effort = FIRST_EFFORT
         while effort <= most_effort:
-            found = []
+            found, began = [], time.monotonic()
             for start in np.flatnonzero(tangent.linear.costs[self.starts, steps - 1] <= rest):
                 most = min(effort >> 6, MOST_PATHS)
                 paths = tangent.linear.below(int(self.starts[start]), steps, float(rest[start]), effort, most)
-                if paths is None:
+                if paths is None or time.monotonic() > deadline:
                     break
                 found.append(paths)
             else:
@@ -247,9 +255,12 @@ class ConvexSearch:
                         self.take_in(outcome, paths[begin : begin + BLOCK])
                 outcome.complete = True
                 return
-            if time.monotonic() > deadline:
+            now = time.monotonic()
+            if now + (now - began) > deadline:
                 return
-            effort <<= 3
+            effort = int(
+                effort * min(8.0, (deadline - now) / max(now - began, 1e-3))
+            )  # what time is left for
 
 
 def corrected(objective: Objective, vertices: Array, constants: Array, shares: Array) -> Array:
