@@ -159,7 +159,7 @@ def search(result: dict) -> list[str]:
         *search_growth(result["growth"]),
         "",
         "Rivals with the formula, at N = 5, 10, 20 on mnist and 1/i, linear and EDM: SciPy gets the gradient, CMA-ES",
-        "1000 evaluations a level; excess over the proved optimum of the grid (below 0: EDM levels need not lie on it).",
+        "1000 evaluations a level; excess over the proved optimum of the grid (below 0: EDM levels may lie off it).",
         "",
         *search_rivals(result["rivals"]),
         "",
