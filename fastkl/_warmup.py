@@ -24,7 +24,9 @@ def warmup() -> float:
     float
         Seconds that it took.
 
-    Notes ----- Some thirty seconds the first time, some tenths of a second once the kernels are cached, next to
+    Notes
+    -----
+    Some thirty seconds the first time, some tenths of a second once the kernels are cached, next to
     nothing when repeated.
 
     Examples
