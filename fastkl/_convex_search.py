@@ -29,6 +29,7 @@ CLOSED = 1e-12  # relative gap that is rounding
 STALLED = 0.7  # an iteration that leaves more of the gap than this counts as one without progress
 PATIENCE = 3
 ROUNDING = 1e-11  # in linearised costs, relative to their terms
+EDGE_ROUNDING = 4e-15  # in the cost of a step, relative to the logarithms that cancel in it
 FULL_TABLE = 4000  # levels up to which negative weights are worth the quadratic table
 MOST_PATHS = 1 << 16
 FIRST_EFFORT, MOST_EFFORT = 1 << 22, 1 << 32  # steps looked at in an enumeration
@@ -73,6 +74,8 @@ class ConvexSearch:
         self.starts = starts
         self.offsets = objective.offsets(grid.levels[starts])
         self.constants = objective.constants(grid.levels[starts])
+        x = grid.x[np.isfinite(grid.x)]
+        self._logarithms = np.maximum(np.abs(np.log(objective.eigenvalues)), np.abs(x).max())
 
     def _levels(self, paths: Integers) -> Array:
         return np.concatenate([self.grid.levels[paths], np.zeros((len(paths), 1))], axis=1)
@@ -106,14 +109,15 @@ class ConvexSearch:
             weights = np.maximum(self.objective.gradient(y), 0.0)
         return y, weights
 
-    def _bound(self, y: Array, weights: Array, least: float) -> float:
+    def _bound(self, y: Array, weights: Array, least: float, steps: int) -> float:
         """Return the tangent's least value over all paths, less what rounding may have added."""
         value = float(self.objective.value(y))
-        return value - float(weights @ y) + least - self._rounding(y, weights, value)
+        return value - float(weights @ y) + least - self._rounding(y, weights, value, steps)
 
-    @staticmethod
-    def _rounding(y: Array, weights: Array, value: float) -> float:
-        return ROUNDING * (float(np.abs(weights) @ np.abs(y)) + value)
+    def _rounding(self, y: Array, weights: Array, value: float, steps: int) -> float:
+        size = np.abs(weights)
+        edges = steps * EDGE_ROUNDING * float(size @ self._logarithms)
+        return ROUNDING * (float(size @ np.abs(y)) + value) + edges
 
     def run(self, steps: int, deadline: float, prove: bool, slack: float) -> Outcome:
         """Search for the best path of `steps` steps; `slack` is the relative error of the objective itself."""
@@ -131,7 +135,7 @@ class ConvexSearch:
             linear = self._linearised(weights, steps)
             least, path = self._shortest(linear, weights, steps)
             outcome.iterations += 1
-            bound = self._bound(y, weights, least)
+            bound = self._bound(y, weights, least, steps)
             if bound > outcome.bound:
                 outcome.bound = bound
                 tangent = (y, weights, linear)
@@ -198,7 +202,10 @@ class ConvexSearch:
         y, weights, linear = tangent
         value = float(self.objective.value(y))
         allowed = (
-            outcome.best * (1.0 + slack) - value + float(weights @ y) + self._rounding(y, weights, value)
+            outcome.best * (1.0 + slack)
+            - value
+            + float(weights @ y)
+            + self._rounding(y, weights, value, steps)
         )
         rest = allowed - self.offsets @ weights - self.constants  # for the steps after each start
         effort = FIRST_EFFORT

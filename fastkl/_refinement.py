@@ -56,13 +56,15 @@ def refined_levels(objective: Objective, sigmas: Array, least: float) -> Array:
             value, slope = gradient_in_levels(objective, np.concatenate([first, np.exp(0.5 * point), [0.0]]))
             return value / scale, slope / scale
 
-        bounds = list(zip(0.51 * below + 0.49 * x, 0.51 * above + 0.49 * x, strict=True))
+        bounds = list(zip(0.49 * below + 0.51 * x, 0.49 * above + 0.51 * x, strict=True))
         bounds[-1] = (below[-1], bounds[-1][1])
         done = minimize(
             scaled, x, jac=True, method="L-BFGS-B", bounds=bounds, options={"ftol": 1e-15, "gtol": 1e-12}
         )
-        moved = float(np.abs(done.x - x).max())
-        levels = np.concatenate([levels[:1], np.exp(0.5 * done.x), [0.0]])
-        if moved < SETTLED:
+        trial = np.concatenate([levels[:1], np.exp(0.5 * done.x), [0.0]])
+        if not (np.diff(trial) < 0.0).all():  # two levels are best as one: rounding has closed their gap
+            break
+        levels = trial
+        if float(np.abs(done.x - x).max()) < SETTLED:
             break
     return levels
