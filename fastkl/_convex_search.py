@@ -210,10 +210,11 @@ class ConvexSearch:
         rest = allowed - self.offsets @ weights - self.constants  # for the steps after each start
         effort = FIRST_EFFORT
         while effort <= MOST_EFFORT:
+            began = time.monotonic()
             found = []
             for start in np.flatnonzero(linear.costs[self.starts, steps - 1] <= rest):
                 paths = linear.below(int(self.starts[start]), steps, float(rest[start]), effort, MOST_PATHS)
-                if paths is None:
+                if paths is None or time.monotonic() > deadline:
                     break
                 found.append(paths)
             else:
@@ -223,6 +224,9 @@ class ConvexSearch:
                     outcome.add(path, worth)
                 outcome.complete = True
                 return
-            if time.monotonic() > deadline:
+            now = time.monotonic()
+            if now + (now - began) > deadline:
                 return
-            effort <<= 3
+            effort = int(
+                effort * min(8.0, (deadline - now) / max(now - began, 1e-3))
+            )  # what time is left for

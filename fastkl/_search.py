@@ -202,10 +202,8 @@ def search(
         data, schedule, levels, metric, prior, free_start, visit, integer("min_spacing", min_spacing)
     )
     if isinstance(steps, Iterable):
-        return [
-            problem.solve(problem.checked_steps(f"steps[{i}]", n), prove, time_limit)
-            for i, n in enumerate(steps)
-        ]
+        several = [problem.checked_steps(f"steps[{i}]", n) for i, n in enumerate(steps)]
+        return [problem.solve(n, prove, time_limit) for n in several]
     return problem.solve(problem.checked_steps("steps", steps), prove, time_limit)
 
 
