@@ -235,13 +235,13 @@ class ConvexSearch:
         deadline: float,
         slack: float,
         target: float = 0.0,
-        most_effort: int = MOST_EFFORT,
+        most_effort: int | None = None,
     ) -> None:
         """Take in every path that the tangent does not exclude from being best on the uncompressed spectrum."""
         allowed = max(outcome.best, target) * (1.0 + slack) - tangent.constant + tangent.rounding
         rest = allowed - self.offsets @ tangent.weights - self.constants  # for the steps after each start
         effort = FIRST_EFFORT
-        while effort <= most_effort:
+        while effort <= (most_effort or MOST_EFFORT):
             found, began = [], time.monotonic()
             for start in np.flatnonzero(tangent.linear.costs[self.starts, steps - 1] <= rest):
                 most = min(effort >> 6, MOST_PATHS)

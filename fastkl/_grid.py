@@ -53,8 +53,8 @@ class Grid:
         self._at = logarithms(finite, eigenvalues, None)
         self._logs = np.log(eigenvalues)
 
-    def linearised(self, weights: Array, steps: int) -> Linearised:
-        """Return the least costs of all paths under weights of the eigenvalues."""
+    def linearised(self, weights: Array, steps: int, monge: bool = True) -> Linearised:
+        """Return the least costs of all paths under weights of the eigenvalues, fast where no weight is negative."""
         at = np.full(len(self.x), math.inf)
         at[np.isfinite(self.x)] = self._at @ weights
         last = np.where(self.may_end, at - float(self._logs @ weights), math.inf)
@@ -67,7 +67,7 @@ class Grid:
             self.low,
             self.spacing,
         )
-        return Linearised(graph, fixed(last), steps, bool(weights.min() >= 0.0))
+        return Linearised(graph, fixed(last), steps, monge and bool(weights.min() >= 0.0))
 
 
 class Linearised:

@@ -14,6 +14,7 @@ Array = NDArray[np.float64]
 MOST_STEPS = 60
 SETTLED = 1e-9  # in log s^2
 REACH = 0.45  # share of the gap to a neighbour that a level may move at once
+FARTHEST = 8.0  # gap to an infinite neighbour
 
 
 def value_of(objective: Objective, sigmas: Array) -> float:
@@ -59,15 +60,23 @@ def refined_levels(objective: Objective, sigmas: Array, least: float) -> Array:
         return levels
     for _ in range(MOST_STEPS):
         gradient, hessian = slopes_in_levels(objective, levels)
-        curvatures, directions = np.linalg.eigh(hessian)
-        curvatures = np.maximum(np.abs(curvatures), 1e-12 * np.abs(curvatures).max())
-        move = -directions @ ((directions.T @ gradient) / curvatures)
+        held = (
+            levels[-2] <= least * (1.0 + 1e-12) and gradient[-1] >= 0.0
+        )  # the last level would go below `least`
+        free = len(gradient) - int(held)
+        if free == 0:
+            break
+        curvatures, directions = np.linalg.eigh(hessian[:free, :free])
+        curvatures = np.maximum(np.abs(curvatures), max(1e-12 * np.abs(curvatures).max(), 1e-300))
+        move = np.zeros(len(gradient))
+        move[:free] = -directions @ ((directions.T @ gradient[:free]) / curvatures)
         x = 2.0 * np.log(levels[1:-1])
         gaps = x - np.append(x[1:], 2.0 * np.log(least))
-        above = np.append(np.inf if np.isinf(levels[0]) else 2.0 * np.log(levels[0]) - x[0], gaps[:-1])
+        above = np.append(FARTHEST if np.isinf(levels[0]) else 2.0 * np.log(levels[0]) - x[0], gaps[:-1])
         room = np.where(move > 0.0, above, gaps)
         room[-1] = above[-1] if move[-1] > 0.0 else gaps[-1] / REACH  # the last may go all the way to `least`
-        share = min(1.0, float(np.min(REACH * room / np.maximum(np.abs(move), 1e-300))))
+        moving = move != 0.0
+        share = min(1.0, float(np.min(REACH * room[moving] / np.abs(move[moving]), initial=1.0)))
         trial, trial_value = levels, value
         for _ in range(30):
             moved = np.concatenate([levels[:1], np.exp(0.5 * (x + share * move)), [0.0]])
