@@ -14,102 +14,54 @@ __all__ = ["quotient_of_factors"]
 LONGEST = 8  # factors of at most 2e30 each: no product overflows
 
 
-def _products(count, first):
-    """Return a kernel that multiplies out by `count` factors (x + top) and divides it by as many (x + bottom)."""
+def _products(count):
+    """Return a kernel that multiplies out by `count` factors (x + top), divided by as many (x + bottom), from k on."""
 
-    def products(x, top, bottom, out):
+    def products(x, top, bottom, k, out):
         for j in range(x.size):
-            u = x[j] + top[0]
-            w = x[j] + bottom[0]
-            for k in range(1, count):
-                u *= x[j] + top[k]
-                w *= x[j] + bottom[k]
-            out[j] = u / w if first else out[j] * (u / w)
+            u = x[j] + top[k]
+            w = x[j] + bottom[k]
+            for i in range(1, count):
+                u *= x[j] + top[k + i]
+                w *= x[j] + bottom[k + i]
+            out[j] *= u / w
 
     # Variants need names of their own, see kernels/quotients.py.
-    products.__name__ = products.__qualname__ = f"products_of_{count}_{'first' if first else 'next'}"
+    products.__name__ = products.__qualname__ = f"products_of_{count}"
     return kernel(products)
 
 
-_first1, _first2, _first3, _first4 = (_products(count, True) for count in (1, 2, 3, 4))
-_first5, _first6, _first7, _first8 = (_products(count, True) for count in (5, 6, 7, 8))
-_next1, _next2, _next3, _next4 = (_products(count, False) for count in (1, 2, 3, 4))
-_next5, _next6, _next7, _next8 = (_products(count, False) for count in (5, 6, 7, 8))
-
-
-@kernel
-def first_products(count, x, top, bottom, out):
-    """Write the quotient of `count` factors, 1 to 8, to out."""
-    if count == 1:
-        _first1(x, top, bottom, out)
-    elif count == 2:
-        _first2(x, top, bottom, out)
-    elif count == 3:
-        _first3(x, top, bottom, out)
-    elif count == 4:
-        _first4(x, top, bottom, out)
-    elif count == 5:
-        _first5(x, top, bottom, out)
-    elif count == 6:
-        _first6(x, top, bottom, out)
-    elif count == 7:
-        _first7(x, top, bottom, out)
-    else:
-        _first8(x, top, bottom, out)
-
-
-@kernel
-def next_products(count, x, top, bottom, out):
-    """Multiply out by the quotient of `count` factors, 1 to 8."""
-    if count == 1:
-        _next1(x, top, bottom, out)
-    elif count == 2:
-        _next2(x, top, bottom, out)
-    elif count == 3:
-        _next3(x, top, bottom, out)
-    elif count == 4:
-        _next4(x, top, bottom, out)
-    elif count == 5:
-        _next5(x, top, bottom, out)
-    elif count == 6:
-        _next6(x, top, bottom, out)
-    elif count == 7:
-        _next7(x, top, bottom, out)
-    else:
-        _next8(x, top, bottom, out)
+_products1, _products2, _products4, _products8 = (_products(count) for count in (1, 2, 4, 8))
 
 
 @kernel
 def quotient_of_factors(x, levels, start, inverse, top, bottom, out):
     """Write start * prod (x + s_k s_{k+1})/(x + s_k^2) to out, or its inverse; top and bottom have LONGEST elements.
 
-    An infinite first level leaves s_1 of its factors.
+    An infinite first level leaves s_1 of its factors. Few variants are unrolled: more would take longer to compile.
     """
     begin = 0
     if math.isinf(levels[0]):
         begin = 1
         start *= levels[1]
-    steps = levels.size - 1 - begin
-    if inverse:
-        start = 1.0 / start
-    if steps == 0:
-        for j in range(x.size):
-            out[j] = start
-        return
-    chunks = (steps + LONGEST - 1) // LONGEST
-    length = (steps + chunks - 1) // chunks
-    for chunk in range(chunks):
-        k0 = begin + chunk * length
-        count = min(length, levels.size - 1 - k0)
+    for j in range(x.size):
+        out[j] = 1.0 / start if inverse else start
+    for k0 in range(begin, levels.size - 1, LONGEST):
+        count = min(LONGEST, levels.size - 1 - k0)
         for k in range(count):
             crossed = levels[k0 + k] * levels[k0 + k + 1]
             square = levels[k0 + k] * levels[k0 + k]
             top[k] = square if inverse else crossed
             bottom[k] = crossed if inverse else square
-        if chunk == 0:
-            first_products(count, x, top, bottom, out)
-        else:
-            next_products(count, x, top, bottom, out)
-    if start != 1.0:
-        for j in range(x.size):
-            out[j] *= start
+        done = 0
+        if count == LONGEST:
+            _products8(x, top, bottom, 0, out)
+            continue
+        if count & 4:
+            _products4(x, top, bottom, 0, out)
+            done = 4
+        if count & 2:
+            _products2(x, top, bottom, done, out)
+            done += 2
+        if count & 1:
+            _products1(x, top, bottom, done, out)
