@@ -7,7 +7,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from fastkl._cell_tables import cell_points
+from fastkl._cell_tables import cell_noise, cell_points
 from fastkl._gauss import Jacobi
 from fastkl._worst_case import CountFamily, MeanFamily, Reference
 from fastkl.spectrum import Spectrum
@@ -39,6 +39,8 @@ def compressed(spectrum: Spectrum, rtol: float) -> Spectrum:
         merged = spectrum.merged()
         if len(merged) <= len(small):
             return merged
+    if small.rtol > max(rtol, 2.0 * LEAST_RTOL):  # a narrow cluster, or a mean that outweighs the counts
+        return spectrum
     small._rtol += spectrum.rtol
     return small
 
@@ -105,6 +107,7 @@ def spectrum_arrays(
     """
     some = zero[0] > 0.0
     nodes, shares, reached = compressed_table(counts, rtol, CountFamily)
+    reached = max(reached, cell_noise(counts))
     eigenvalues, numbers = np.append(np.zeros(int(some)), nodes), np.append(zero[:1] * some, shares)
     if mean is None and zero[1] == 0.0:
         return eigenvalues, numbers, None, reached
@@ -113,8 +116,14 @@ def spectrum_arrays(
         means[0] = math.sqrt(zero[1] / zero[0])
     if mean is None:
         return eigenvalues, numbers, means, reached
+    counts_nodes = nodes
     nodes, energies, reached_mean = compressed_table(mean, rtol, MeanFamily)
     carriers = np.maximum(CARRIER * float(numbers.sum()), np.maximum(energies / LARGEST_SQUARE, LEAST_COUNT))
+    if len(shares):  # what the carriers themselves add
+        x = np.log(np.append(counts_nodes, nodes))
+        family = CountFamily(x.min(), x.max())
+        reference = Reference(family, np.log(counts_nodes), shares)
+        reached = max(reached, SAFETY * reference.error(x, np.append(shares, carriers)))
     return (
         np.append(eigenvalues, nodes),
         np.append(numbers, carriers),

@@ -65,7 +65,10 @@ def search(
         False returns after a few shortest paths, without enumeration: within 0.1 % of the optimum in all cases tried,
         with a lower bound that says how far at most.
     free_start : bool
-        Whether the first level may be any; the prior's mismatch and the mean are counted. Default: the noisiest.
+        Whether the first level may be any; the prior's mismatch and the mean are counted. Default: the noisiest. With
+        the priors `vp` and `flow` the bound is weak then, and on grids of hundreds of levels mostly nothing is proved
+        and the choice can be far from the best: where mismatch and losses have opposite signs, mixtures of paths look
+        better than any path.
     time_limit : float, optional
         Seconds after which the best choice so far is returned, with a bound that is valid. Default: none.
     grid : int

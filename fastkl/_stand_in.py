@@ -31,7 +31,7 @@ def stand_in(data: Spectrum, levels: Array, rtol: float) -> Spectrum | None:
         if saved < COMPRESSION + PASS * len(data):
             return None
     small = data.compress(allowed)
-    return small if 2 * len(small) <= len(data) else None
+    return small if 2 * len(small) <= len(data) and small.rtol <= allowed + data.rtol else None
 
 
 def doubtful(small: Spectrum, levels: Array, values: Array, metric: str, prior: str) -> NDArray[np.bool_]:

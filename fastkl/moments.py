@@ -35,9 +35,9 @@ class SpectrumMoments:
     of the eigenvalues in it, t their place within the cell: all that any divergence needs to know of them, to about
     13 digits. Moments of parts add up to the moments of the whole, on one machine or on many.
 
-    The moments have 16 digits: of a cluster of eigenvalues that differ by 1e-4 of themselves, say, they tell the
-    variance to 1e-8 of it. That matters only where a prior's mismatch cancels what the steps lose within the cluster
-    itself.
+    The moments have 16 digits: of a cluster of eigenvalues that differ by 1e-4 of themselves they tell the variance to
+    about 1e-8 of it. That matters for divergences that vanish within such a cluster; `spectrum` then states a larger
+    error than it was asked for.
 
     Examples
     --------

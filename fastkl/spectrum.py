@@ -244,7 +244,8 @@ class Spectrum(SpectrumSources):
         Spectrum
             Nodes in ascending order with positive counts of the same sum, after an entry for the eigenvalues of 0. The
             mean has nodes of its own, with counts of 1e-20 of all. Where there are no more distinct entries than nodes
-            it is `merged`, exact. `Spectrum.rtol` says what was reached.
+            it is `merged`, exact. `Spectrum.rtol` says what was reached. Where `rtol` cannot be reached, for a cluster
+            of nearly equal eigenvalues that outweighs the rest or a mean of 1e9 deviations, it is the spectrum itself.
 
         Raises
         ------
