@@ -15,7 +15,7 @@ import time
 import numpy as np
 from numpy.typing import NDArray
 
-from fastkl._convex_search import ConvexSearch, Outcome, Tangent
+from fastkl._convex_search import Bounds, ConvexSearch, Outcome, Tangent
 from fastkl._objective import Objective
 from fastkl._threads import run_all, thread_count
 
@@ -105,31 +105,31 @@ class BoundedSearch(ConvexSearch):
 
         `slack` is the relative error of the objective itself.
         """
-        outcome = Outcome([], [])
-        weights = self.objective.weights.copy()
-        weights[self.objective.directions :] = 0.0
-        _, path = self._shortest(self.grid.linearised(weights, steps), weights, steps)
-        self.take_in(outcome, path[None])
+        outcome, bounds = Outcome([], []), Bounds(len(self.starts))
         low, high = self.widest_box()
         for _ in range(MOST_ROUNDS if prove else 1):
-            self.improve(outcome)
-            high = np.minimum(high, self.worth(max(outcome.best, target) * (1.0 + slack)))
+            if not outcome.paths:
+                self.begin(outcome, steps, self.likely_start(steps))
+            high = np.minimum(high, self.worth(self.limit(outcome, slack, target)))
             envelope = Envelope(self.objective, low, high)
-            best = outcome.paths[int(np.argmin(outcome.values))]
-            tangent = self.lift(outcome, envelope, best, steps, deadline, prove)
+            self.explore(outcome, bounds, envelope, steps, deadline, prove)
             self.improve(outcome)
-            assert tangent is not None
             if not prove or time.monotonic() > deadline:
                 return outcome
-            self.enumerate(outcome, tangent, steps, deadline, slack, target, QUICK_EFFORT)
+            self.enumerate(outcome, bounds, steps, deadline, slack, target, QUICK_EFFORT)
             if outcome.complete:
                 return outcome
-            limit = max(outcome.best, target) * (1.0 + slack)
+            limit = self.limit(outcome, slack, target)
+            tangent = bounds.tangents[bounds.by[self.place_of(outcome.best_path)]]
             change = self.tighten(outcome, envelope, tangent, low, high, steps, deadline, limit)
             if change < FEWEST_CHANGE:
                 break
-        self.enumerate(outcome, tangent, steps, deadline, slack, target)
+        self.enumerate(outcome, bounds, steps, deadline, slack, target)
         return outcome
+
+    def limit(self, outcome: Outcome, slack: float, target: float) -> float:
+        """Return above which value of the objective no path matters."""
+        return max(outcome.best, target) * (1.0 + slack) + 2.0 * float(self.margins.max())
 
     def widest_box(self) -> tuple[Array, Array]:
         """Return bounds of y over all paths: no loss at all, and the losses of the coarsest paths."""
@@ -168,7 +168,7 @@ class BoundedSearch(ConvexSearch):
 
         Return the largest relative change.
         """
-        y = self.points(outcome.paths[int(np.argmin(outcome.values))][None])[0][0]
+        y = self.points(outcome.best_path[None])[0][0]
         spread = self.objective.directions
         loss = envelope.weights[:spread] * (distance(y[:spread]) - envelope.terms(y[:spread]))
         entries = np.flatnonzero(loss > NEGLIGIBLE * (outcome.best - outcome.bound))
@@ -193,7 +193,7 @@ class BoundedSearch(ConvexSearch):
         path found gives a line below it. The next mu is where a rising and a falling line meet.
         """
         allowed = limit - tangent.constant + tangent.rounding
-        least = tangent.bound - tangent.constant + tangent.rounding
+        least = float(tangent.bounds.min()) - tangent.constant + tangent.rounding
         unit = np.zeros(len(tangent.weights))
         unit[entry] = sign
         mu = 1.0 / max(allowed - least, 1e-300)

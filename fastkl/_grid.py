@@ -50,24 +50,29 @@ class Grid:
         self.low, self.spacing = float(finite[-1]), float((finite[0] - finite[-1]) / intervals) or 1.0
         places = self.low + self.spacing * np.arange(intervals + 1)
         self._tables = logarithms(places, eigenvalues, self.spacing)
-        self._at = logarithms(finite, eigenvalues, None)
         self._logs = np.log(eigenvalues)
 
     def linearised(self, weights: Array, steps: int, monge: bool = True) -> Linearised:
         """Return the least costs of all paths under weights of the eigenvalues, fast where no weight is negative."""
-        at = np.full(len(self.x), math.inf)
-        at[np.isfinite(self.x)] = self._at @ weights
+        pieces = fixed(polynomials(self._tables @ weights))
+        at = values_at(self.x, pieces, self.low, 1.0 / self.spacing)
         last = np.where(self.may_end, at - float(self._logs @ weights), math.inf)
         graph = (
             self.x,
             fixed(at),
             float(weights.sum()),
             self.reach,
-            fixed(self._tables @ weights),
+            pieces,
             self.low,
-            self.spacing,
+            1.0 / self.spacing,
         )
         return Linearised(graph, fixed(last), steps, monge and bool(weights.min() >= 0.0))
+
+
+    def bends(self, stride: int) -> tuple[Array, Array]:
+        """Return places x, ascending, and the second derivatives of log(lambda + exp(x)) there, (places, entries)."""
+        places = np.arange(0, len(self._tables), stride)
+        return self.low + self.spacing * places, self._tables[places, 2] / self.spacing**2
 
 
 class Linearised:
@@ -95,16 +100,42 @@ class Linearised:
         return paths[:found] if found >= 0 else None
 
 
-def logarithms(places: Array, eigenvalues: Array, spacing: float | None) -> Array:
-    """Return log(eigenvalue + exp(x)), (places, eigenvalues), or with a spacing and its derivatives, (places, 3,
-    eigenvalues).
+def polynomials(table: Array) -> Array:
+    """Return the coefficients (K, 6) of what has the values and scaled derivatives of `table` (K+1, 3) at both ends."""
+    (f0, d0, c0), (f1, d1, c1) = table[:-1].T, table[1:].T
+    slope, turn, bend = f1 - f0 - d0 - 0.5 * c0, d1 - d0 - c0, c1 - c0
+    return np.stack(
+        [
+            f0,
+            d0,
+            0.5 * c0,
+            10.0 * slope - 4.0 * turn + 0.5 * bend,
+            -15.0 * slope + 7.0 * turn - bend,
+            6.0 * slope - 3.0 * turn + 0.5 * bend,
+        ],
+        axis=1,
+    )
 
-    The derivatives by x are multiplied by the spacing and its square.
-    """
-    x, u = places[:, None], np.log(eigenvalues)
-    small = np.exp(-np.abs(x - u))
-    values = np.maximum(x, u) + np.log1p(small)
-    if spacing is None:
-        return np.asarray(values)
-    share = np.where(x > u, 1.0, small) / (1.0 + small)  # exp(x)/(lambda + exp(x))
-    return np.stack([values, spacing * share, spacing**2 * small / np.square(1.0 + small)], axis=1)
+
+def values_at(x: Array, pieces: Array, low: float, density: float) -> Array:
+    """Return G at the levels' x, inf at inf, as the kernels interpolate it."""
+    finite = np.isfinite(x)
+    place = (np.where(finite, x, low) - low) * density
+    k = np.minimum(place.astype(np.int64), len(pieces) - 1)
+    value = np.zeros(len(x))
+    for coefficient in pieces[k].T[::-1]:
+        value = coefficient + (place - k) * value
+    return np.where(finite, value, math.inf)
+
+
+def logarithms(places: Array, eigenvalues: Array, spacing: float) -> Array:
+    """Return log(eigenvalue + exp(x)) and its first two derivatives by x times powers of the spacing, (places, 3,
+    eigenvalues)."""
+    noise = np.exp(places)[:, None]
+    both = eigenvalues + noise
+    share = noise / both
+    out = np.empty((len(places), 3, len(eigenvalues)))
+    np.log(both, out=out[:, 0])
+    np.multiply(spacing, share, out=out[:, 1])
+    np.multiply(spacing**2 * share, eigenvalues / both, out=out[:, 2])
+    return out

@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from fastkl._search_problem import Problem, Setting, combined, several, weights_of
+from fastkl._search_problem import Problem
 from fastkl._search_result import SearchResult
-from fastkl._validation import choice, integer, real_number
+from fastkl._search_setting import Setting, combined, several, weights_of
+from fastkl._validation import boolean, choice, integer, real_number
 from fastkl.evaluate import METRICS, PRIORS, refuse_zero_eigenvalue
 from fastkl.schedule import NoiseSchedule
-from fastkl.spectrum import Spectrum
+from fastkl.spectrum import Spectrum, as_spectrum
 
 __all__ = ["SearchResult", "search"]
 
@@ -127,17 +128,41 @@ def search(
         raise TypeError(f"schedule: must be a NoiseSchedule, got {type(schedule).__name__}")
     prior = schedule.prior if prior is None else choice("prior", prior, PRIORS)
     limit = None if time_limit is None else real_number("time_limit", time_limit, above=0.0)
-    setting = Setting(schedule, grid, metric, prior, free_start, visit, integer("min_spacing", min_spacing))
+    free_start, prove = boolean("free_start", free_start), boolean("prove", prove)
     shares = weights_of(spectrum, weights)
     data = combined(spectrum, shares)
     if metric != "w2":
-        refuse_zero_eigenvalue(data, np.zeros((1, 2)), metric, isinstance(spectrum, Spectrum))
+        refuse_zero(spectrum, metric)
+    spacing = integer("min_spacing", min_spacing)
+    setting = Setting(schedule, grid, data.eigenvalues, metric, prior, free_start, visit, spacing)
+    wanted = step_numbers(setting, steps)
     solve = Problem(data, setting).solve
     if combine == "worst" and several(spectrum):
         from fastkl._minimax import Minimax
 
         solve = Minimax(spectrum, shares, setting).solve
-    if isinstance(steps, Iterable):
-        wanted = [setting.checked_steps(f"steps[{i}]", n) for i, n in enumerate(steps)]
-        return [solve(n, prove, limit) for n in wanted]
-    return solve(setting.checked_steps("steps", steps), prove, limit)
+    results = [solve(n, prove, limit) for n in wanted]
+    return results if is_several(steps) else results[0]
+
+
+def is_several(steps: Any) -> bool:
+    """Whether several numbers of steps are asked for; an array of no axes is one number."""
+    return isinstance(steps, Iterable) and getattr(steps, "ndim", 1) > 0
+
+
+def step_numbers(setting: Setting, steps: Any) -> list[int]:
+    """Return the numbers of steps, or raise."""
+    if is_several(steps):
+        return [setting.checked_steps(f"steps[{i}]", n) for i, n in enumerate(steps)]
+    return [setting.checked_steps("steps", steps)]
+
+
+def refuse_zero(spectrum: Any, metric: str) -> None:
+    """Raise if an eigenvalue is 0, naming it in the argument as it was given."""
+    to_zero = np.zeros((1, 2))
+    if not several(spectrum):
+        data = as_spectrum("spectrum", spectrum)
+        refuse_zero_eigenvalue(data, to_zero, metric, isinstance(spectrum, Spectrum))
+        return
+    for i, one in enumerate(spectrum):
+        refuse_zero_eigenvalue(one, to_zero, metric, True, f"spectrum[{i}]")

@@ -131,10 +131,9 @@ def test_boxes_hold_every_path_that_matters(rng, free_start):
         high = np.minimum(high, bounded.worth(limit))
         envelope = Envelope(objective, low, high)
         tangent = bounded._tangent(envelope, points[values.argmin()], steps, True)
-        least, _ = bounded._shortest(tangent.linear, tangent.weights, steps)
-        bound = tangent.constant + least - tangent.rounding
-        assert bound <= values.min()
-        tangent = type(tangent)(tangent.weights, tangent.constant, tangent.rounding, tangent.linear, bound)
+        boxed = (points <= high).all(axis=1)
+        for start, bound in zip(starts, tangent.bounds, strict=True):
+            assert bound <= values[boxed & (paths[:, 0] == start)].min(initial=np.inf)
         relevant = points[values <= limit]
         assert (relevant <= high).all()
         for entry in range(8):

@@ -32,7 +32,7 @@ def test_costs_of_steps_against_direct_sums(rng):
         values = 10 ** rng.uniform(-9, 9, 6)
         weights = rng.normal(size=6)
         grid = Grid(levels, np.empty(0, dtype=np.int64), 1, values)
-        x, at, total, _, *table = grid.linearised(weights, 2)._graph
+        x, at, total, _, *pieces = grid.linearised(weights, 2)._graph
         largest = np.maximum(np.abs(np.log(values)), np.abs(x[np.isfinite(x)]).max())
         for a, b in itertools.islice(itertools.combinations(range(len(levels)), 2), 0, None, 7):
             here, there = levels[a], levels[b]
@@ -40,7 +40,7 @@ def test_costs_of_steps_against_direct_sums(rng):
             direct = weights @ np.log1p(values * np.square(gap))
             if np.isinf(here):
                 direct = weights @ np.log1p(values / there**2)
-            error = abs(edge(x, at, total, *table, a, b) - direct)
+            error = abs(edge(x, at, total, *pieces, a, b) - direct)
             assert error <= EDGE_ROUNDING * (np.abs(weights) @ largest)
 
 
@@ -130,7 +130,7 @@ def test_refined_levels_are_never_worse_and_always_levels(rng, metric):
         )
         assert (np.diff(result.refined_sigmas) < 0).all()
         assert result.refined_sigmas[0] == result.sigmas[0]
-        assert result.refined_sigmas[-2] >= grid_of(schedule, 30)[-1] * (1 - 1e-12)
+        assert result.refined_sigmas[-2] >= grid_of(schedule, 30, data)[-1] * (1 - 1e-12)
         better += result.refined_value < result.value * (1 - 1e-6)
     assert better >= 8
 

@@ -1,0 +1,79 @@
+"""Changes of single levels of a path, for the better."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastkl._grid import Grid
+from fastkl._objective import Objective
+from fastkl._refinement import refined_levels
+
+if TYPE_CHECKING:
+    from fastkl._convex_search import Outcome
+
+__all__ = ["PathMoves"]
+
+Array = NDArray[np.float64]
+Integers = NDArray[np.int64]
+
+MOVES = np.array([1, 3])  # of a level, in places on the grid
+MOST_MOVES = 20
+
+
+class PathMoves:
+    """What a search knows of paths next to another: on the grid, off it, and which are allowed."""
+
+    grid: Grid
+    objective: Objective
+    starts: Integers
+    points: Any
+    take_in: Any
+
+    def improve(self, outcome: Outcome) -> None:
+        """Move the best path's levels to a local optimum off the grid, back to the nearest levels, then one by one."""
+        sigmas = np.append(self.grid.levels[outcome.best_path], 0.0)
+        moved = refined_levels(self.objective, sigmas, float(self.grid.levels[-1]))
+        self.take_in_nearest(outcome, int(outcome.best_path[0]), moved)
+        path, value = outcome.best_path, outcome.best
+        for _ in range(MOST_MOVES):
+            moved = self.neighbours(path)
+            if len(moved) == 0:
+                return
+            points, constants = self.points(moved)
+            values = self.objective.value(points) + constants
+            best = int(np.argmin(values))
+            if not values[best] < value:
+                return
+            path, value = moved[best], float(values[best])
+            outcome.add(path, value)
+
+    def take_in_nearest(self, outcome: Outcome, start: int, levels: Array) -> None:
+        """Take in the path from a start over the levels of the grid that are nearest to others, if it is allowed."""
+        x = -self.grid.x
+        wanted = -2.0 * np.log(levels[1:-1])
+        right = np.clip(np.searchsorted(x, wanted), 1, len(x) - 1)
+        nearest = right - (wanted - x[right - 1] < x[right] - wanted)
+        path = np.append(start, nearest)[None]
+        if self.allowed(path)[0]:
+            self.take_in(outcome, path)
+
+    def allowed(self, paths: Integers) -> NDArray[np.bool_]:
+        """Return which paths keep to the grid's steps, starts and ends."""
+        reach = self.grid.reach
+        inside = ((paths >= 0) & (paths < len(self.grid.levels))).all(axis=1)
+        paths = np.where(inside[:, None], paths, 0)
+        here, there = paths[:, :-1], paths[:, 1:]
+        steps = (there >= reach[here, 0]) & (there < reach[here, 1])
+        return np.asarray(
+            inside & steps.all(axis=1) & self.grid.may_end[paths[:, -1]] & np.isin(paths[:, 0], self.starts)
+        )
+
+    def neighbours(self, path: Integers) -> Integers:
+        """Return the allowed paths that differ from a path in one level, by a few places."""
+        changed = np.repeat(path[None], 2 * len(MOVES) * len(path), axis=0)
+        rows = np.arange(len(changed))
+        changed[rows, rows % len(path)] += np.repeat(np.concatenate([MOVES, -MOVES]), len(path))
+        return np.ascontiguousarray(changed[self.allowed(changed)])
