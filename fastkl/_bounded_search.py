@@ -100,6 +100,8 @@ def touching(high: Array) -> Array:
 class BoundedSearch(ConvexSearch):
     """Search under w2."""
 
+    iterations_without_proof = 1  # an envelope on the widest box is loose, however far its tangents are lifted
+
     def run(self, steps: int, deadline: float, prove: bool, slack: float, target: float = 0.0) -> Outcome:
         """Search for the best path of `steps` steps, and with a proof for all with values up to `target`.
 
@@ -126,6 +128,15 @@ class BoundedSearch(ConvexSearch):
                 break
         self.enumerate(outcome, bounds, steps, deadline, slack, target)
         return outcome
+
+    def begin(self, outcome: Outcome, steps: int, place: int) -> Array:
+        """Take in as well the path that is best under w2's own slopes at the optimum off the grid."""
+        y = super().begin(outcome, steps, place)
+        linear = self.grid.linearised(np.maximum(self.objective.gradient(y), 0.0), steps)
+        start = int(self.starts[place])
+        if np.isfinite(linear.costs[start, steps - 1]):
+            self.take_in(outcome, linear.path(start, steps)[None])
+        return y
 
     def limit(self, outcome: Outcome, slack: float, target: float) -> float:
         """Return above which value of the objective no path matters."""

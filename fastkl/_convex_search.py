@@ -120,6 +120,8 @@ class ConvexSearch(PathMoves):
     every start.
     """
 
+    iterations_without_proof = MOST_ITERATIONS
+
     def __init__(self, grid: Grid, objective: Objective, starts: Integers, margins: Array | None = None) -> None:
         self.grid, self.objective = grid, objective
         self.starts = starts
@@ -231,7 +233,7 @@ class ConvexSearch(PathMoves):
         vertices = np.empty((0, len(y))) if known is None else known[None]
         constants, shares = np.full(len(vertices), self.constants[place]), np.ones(len(vertices))
         without_progress = 0
-        for _ in range(MOST_ITERATIONS):
+        for _ in range(MOST_ITERATIONS if prove else self.iterations_without_proof):
             gap = outcome.best - bounds.least[place]
             tangent = self._tangent(convex, y, steps, prove)
             if np.isinf(tangent.bounds[place]):

@@ -18,7 +18,7 @@ __all__ = ["first_levels"]
 Array = NDArray[np.float64]
 
 ROUNDS = 6  # of the fixed point
-STRIDE = 8  # of the places in the grid's table: 0.16 in log s^2
+STRIDE = 2  # of the places in the grid's table: 0.16 in log s^2
 LEAST = 1e-140  # density of levels, relative to the largest
 
 

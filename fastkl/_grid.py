@@ -15,7 +15,7 @@ __all__ = ["Grid", "Linearised"]
 Array = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
-SPACING = 0.02  # of the table of G in log s^2: interpolation of degree five is then right to rounding
+SPACING = 0.08  # of the table of G in log s^2: interpolation of degree seven is then right to rounding
 
 
 def fixed(array: Any, dtype: Any = np.float64) -> Any:
@@ -100,21 +100,23 @@ class Linearised:
         return paths[:found] if found >= 0 else None
 
 
+# from what the cubic of the left end misses at the right one, by value and three derivatives, to the higher powers
+REST = np.array(
+    [
+        [35.0, -15.0, 2.5, -1.0 / 6.0],
+        [-84.0, 39.0, -7.0, 0.5],
+        [70.0, -34.0, 6.5, -0.5],
+        [-20.0, 10.0, -2.0, 1.0 / 6.0],
+    ]
+)
+
+
 def polynomials(table: Array) -> Array:
-    """Return the coefficients (K, 6) of what has the values and scaled derivatives of `table` (K+1, 3) at both ends."""
-    (f0, d0, c0), (f1, d1, c1) = table[:-1].T, table[1:].T
-    slope, turn, bend = f1 - f0 - d0 - 0.5 * c0, d1 - d0 - c0, c1 - c0
-    return np.stack(
-        [
-            f0,
-            d0,
-            0.5 * c0,
-            10.0 * slope - 4.0 * turn + 0.5 * bend,
-            -15.0 * slope + 7.0 * turn - bend,
-            6.0 * slope - 3.0 * turn + 0.5 * bend,
-        ],
-        axis=1,
-    )
+    """Return the coefficients (K, 8) of what has the values and scaled derivatives of `table` (K+1, 4) at both ends."""
+    near = table[:-1] / [1.0, 1.0, 2.0, 6.0]
+    a, b, c, d = near.T
+    missed = table[1:] - np.stack([a + b + c + d, b + 2.0 * c + 3.0 * d, 2.0 * c + 6.0 * d, 6.0 * d], axis=1)
+    return np.concatenate([near, missed @ REST.T], axis=1)
 
 
 def values_at(x: Array, pieces: Array, low: float, density: float) -> Array:
@@ -129,13 +131,17 @@ def values_at(x: Array, pieces: Array, low: float, density: float) -> Array:
 
 
 def logarithms(places: Array, eigenvalues: Array, spacing: float) -> Array:
-    """Return log(eigenvalue + exp(x)) and its first two derivatives by x times powers of the spacing, (places, 3,
-    eigenvalues)."""
+    """Return log(eigenvalue + exp(x)) and its first three derivatives by x times powers of the spacing.
+
+    The shape is (places, 4, eigenvalues).
+    """
     noise = np.exp(places)[:, None]
     both = eigenvalues + noise
     share = noise / both
-    out = np.empty((len(places), 3, len(eigenvalues)))
+    bend = share * (eigenvalues / both)
+    out = np.empty((len(places), 4, len(eigenvalues)))
     np.log(both, out=out[:, 0])
     np.multiply(spacing, share, out=out[:, 1])
-    np.multiply(spacing**2 * share, eigenvalues / both, out=out[:, 2])
+    np.multiply(spacing**2, bend, out=out[:, 2])
+    np.multiply(spacing**3 * bend, 1.0 - 2.0 * share, out=out[:, 3])
     return out

@@ -29,7 +29,10 @@ class PathMoves:
     grid: Grid
     objective: Objective
     starts: Integers
+    offsets: Array
+    constants: Array
     points: Any
+    place_of: Any
     take_in: Any
 
     def improve(self, outcome: Outcome) -> None:
@@ -39,16 +42,36 @@ class PathMoves:
         self.take_in_nearest(outcome, int(outcome.best_path[0]), moved)
         path, value = outcome.best_path, outcome.best
         for _ in range(MOST_MOVES):
-            moved = self.neighbours(path)
+            moved, places = self.neighbours(path)
             if len(moved) == 0:
                 return
-            points, constants = self.points(moved)
-            values = self.objective.value(points) + constants
+            values = self.moved_values(path, moved, places)
             best = int(np.argmin(values))
             if not values[best] < value:
                 return
-            path, value = moved[best], float(values[best])
-            outcome.add(path, value)
+            path = moved[best]
+            self.take_in(outcome, path[None])
+            value = min(value, outcome.best)
+
+    def moved_values(self, path: Integers, moved: Integers, places: Integers) -> Array:
+        """Return the values of paths that differ from a path in one level each, at `places`: two steps are others."""
+        levels = np.append(self.grid.levels, 0.0)
+        last = len(levels) - 1
+
+        def around(paths: Integers, places: Integers) -> Array:
+            """Return what the steps to and from a place of each path lose."""
+            rows = np.arange(len(paths))
+            ended = np.append(paths, np.full((len(paths), 1), last), axis=1)
+            here, after = levels[ended[rows, places]], levels[ended[rows, places + 1]]
+            before = levels[ended[rows, np.maximum(places, 1) - 1]]
+            leaving = self.objective.step_losses(here, after)
+            return leaving + np.where(places[:, None] > 0, self.objective.step_losses(before, here), 0.0)
+
+        known, _ = self.points(path[None])
+        own = around(np.repeat(path[None], len(path), axis=0), np.arange(len(path)))
+        start, first = self.place_of(path), np.searchsorted(self.starts, moved[:, 0])
+        points = known[0] + (around(moved, places) - own[places]) + (self.offsets[first] - self.offsets[start])
+        return np.asarray(self.objective.value(points) + self.constants[first])
 
     def take_in_nearest(self, outcome: Outcome, start: int, levels: Array) -> None:
         """Take in the path from a start over the levels of the grid that are nearest to others, if it is allowed."""
@@ -71,9 +94,10 @@ class PathMoves:
             inside & steps.all(axis=1) & self.grid.may_end[paths[:, -1]] & np.isin(paths[:, 0], self.starts)
         )
 
-    def neighbours(self, path: Integers) -> Integers:
-        """Return the allowed paths that differ from a path in one level, by a few places."""
+    def neighbours(self, path: Integers) -> tuple[Integers, Integers]:
+        """Return the allowed paths that differ from a path in one level, by a few places, and which level it is."""
         changed = np.repeat(path[None], 2 * len(MOVES) * len(path), axis=0)
         rows = np.arange(len(changed))
         changed[rows, rows % len(path)] += np.repeat(np.concatenate([MOVES, -MOVES]), len(path))
-        return np.ascontiguousarray(changed[self.allowed(changed)])
+        kept = self.allowed(changed)
+        return np.ascontiguousarray(changed[kept]), (rows % len(path))[kept]

@@ -5,11 +5,11 @@ With weights p_j the loss of a step from level a to level b is, summed over the 
     c(a, b) = sum_j p_j S_j(a, b) = G(x_a) + G(x_b) - 2 G((x_a + x_b)/2),   G(x) = sum_j p_j log(lambda_j + exp(x)),
 
 x = log s^2: the second difference of one function of one variable, which is interpolated by polynomials of degree
-five. A path starts at a grid level and ends at 0.
+seven. A path starts at a grid level and ends at 0.
 
 The arrays that describe a problem: x (T,) falling, the first may be inf; at (T,) G there, for an infinite level what
 the step from it to each b costs is G(x_b) - total x_b; last (T,) the cost of the step to 0; reach (T, 2) the first and
-the last+1 index that a step from a level may go to; pieces (K, 6), low, density: the coefficients of G between
+the last+1 index that a step from a level may go to; pieces (K, 8), low, density: the coefficients of G between
 low + k/density and low + (k+1)/density, as a polynomial of the place within the interval, from 0 to 1.
 """
 
@@ -31,7 +31,7 @@ def interpolated(pieces, low, density, x):
     k = min(max(int(place), 0), pieces.shape[0] - 1)
     t = place - k
     c = pieces[k]
-    return c[0] + t * (c[1] + t * (c[2] + t * (c[3] + t * (c[4] + t * c[5]))))
+    return c[0] + t * (c[1] + t * (c[2] + t * (c[3] + t * (c[4] + t * (c[5] + t * (c[6] + t * c[7]))))))
 
 
 @kernel
