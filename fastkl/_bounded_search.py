@@ -100,7 +100,9 @@ def touching(high: Array) -> Array:
 class BoundedSearch(ConvexSearch):
     """Search under w2."""
 
-    iterations_without_proof = 1  # an envelope on the widest box is loose, however far its tangents are lifted
+    iterations_without_proof = (
+        1  # an envelope on the widest box is loose, however far its tangents are lifted
+    )
 
     def run(self, steps: int, deadline: float, prove: bool, slack: float, target: float = 0.0) -> Outcome:
         """Search for the best path of `steps` steps, and with a proof for all with values up to `target`.
@@ -115,7 +117,8 @@ class BoundedSearch(ConvexSearch):
             high = np.minimum(high, self.worth(self.limit(outcome, slack, target)))
             envelope = Envelope(self.objective, low, high)
             self.explore(outcome, bounds, envelope, steps, deadline, prove)
-            self.improve(outcome)
+            for path in self.best_of_starts(outcome):
+                self.improve(outcome, path)
             if not prove or time.monotonic() > deadline:
                 return outcome
             self.enumerate(outcome, bounds, steps, deadline, slack, target, QUICK_EFFORT)

@@ -24,7 +24,7 @@ from fastkl._first_levels import first_levels
 from fastkl._grid import Grid, Linearised
 from fastkl._objective import FORGOTTEN, Objective
 from fastkl._path_moves import PathMoves
-from fastkl._refinement import refined_levels
+from fastkl._refinement import refined_levels, value_of
 
 __all__ = ["Bounds", "ConvexSearch", "Outcome", "Tangent"]
 
@@ -36,6 +36,7 @@ CLOSED = 1e-12  # relative gap that is rounding
 GOOD = 5e-4  # relative gap that is good enough without a proof
 FEW_STARTS = 8  # that are looked at without a proof, and SAMPLED of which the likeliest comes first
 SAMPLED = 24
+IMPROVED = 4  # starts whose best paths are moved level by level
 NEWTON_STEPS = 12  # for the first tangent, which need not be at the optimum itself
 BLOCK = 1 << 12  # paths evaluated together
 STALLED = 0.7  # an iteration that leaves more of the gap than this counts as one without progress
@@ -122,7 +123,9 @@ class ConvexSearch(PathMoves):
 
     iterations_without_proof = MOST_ITERATIONS
 
-    def __init__(self, grid: Grid, objective: Objective, starts: Integers, margins: Array | None = None) -> None:
+    def __init__(
+        self, grid: Grid, objective: Objective, starts: Integers, margins: Array | None = None
+    ) -> None:
         self.grid, self.objective = grid, objective
         self.starts = starts
         self.margins = np.zeros(len(starts)) if margins is None else margins
@@ -136,7 +139,8 @@ class ConvexSearch(PathMoves):
         outcome, bounds = Outcome([], []), Bounds(len(self.starts))
         self.explore(outcome, bounds, self.objective, steps, deadline, prove)
         if outcome.gap > GOOD:
-            self.improve(outcome)
+            for path in self.best_of_starts(outcome):
+                self.improve(outcome, path)
         if prove:
             self.enumerate(outcome, bounds, steps, deadline, slack, target)
         return outcome
@@ -171,23 +175,54 @@ class ConvexSearch(PathMoves):
         best = min(known, key=lambda i: outcome.values[i])
         return self.points(outcome.paths[best][None])[0][0]
 
+    def best_of_starts(self, outcome: Outcome) -> list[Integers]:
+        """Return the best paths of the few starts that have the best ones."""
+        best: dict[int, Integers] = {}
+        for i in np.argsort(outcome.values, kind="stable").tolist():
+            best.setdefault(int(outcome.paths[i][0]), outcome.paths[i])
+        return list(best.values())[:IMPROVED]
+
     def place_of(self, path: Integers) -> int:
         """Return the place of a path's start among the starts."""
         return int(np.searchsorted(self.starts, path[0]))
 
     def likely_start(self, steps: int) -> int:
-        """Return the place of a start whose best paths are likely good, among some that are spread over all."""
+        """Return the place of a start whose best paths are likely good: the best of some, then of those beside it."""
+        places = np.unique(np.linspace(0, len(self.starts) - 1, SAMPLED).astype(np.int64))
         if len(self.starts) == 1:
             return 0
-        places = np.unique(np.linspace(0, len(self.starts) - 1, SAMPLED).astype(np.int64))
-        values = []
-        for place in places.tolist():
-            levels = first_levels(self.grid, self.objective, self.offsets[place], int(self.starts[place]), steps)
-            y = self.objective.losses(levels[None])[0] + self.offsets[place]
-            values.append(float(self.objective.value(y)) + self.constants[place])
-        return int(places[int(np.argmin(values))])
+        best = int(np.argmin([self.value_off_grid(place, steps, 0) for place in places.tolist()]))
+        low, high = int(places[max(best - 1, 0)]), int(places[min(best + 1, len(places) - 1)])
+        values: dict[int, float] = {}
+        while high - low > 2:
+            third = max((high - low) // 3, 1)
+            for place in (low + third, high - third):
+                if place not in values:
+                    values[place] = self.value_off_grid(place, steps, NEWTON_STEPS)
+            if values[low + third] <= values[high - third]:
+                high -= third
+            else:
+                low += third
+        return min(
+            (*values, int(places[best])), key=lambda place: self.value_off_grid(place, steps, NEWTON_STEPS)
+        )
 
-    def next_start(self, outcome: Outcome, bounds: Bounds, unexplored: NDArray[np.bool_], prove: bool) -> int | None:
+    def value_off_grid(self, place: int, steps: int, newton_steps: int) -> float:
+        """Return the value that Newton's method reaches for one start in a number of steps."""
+        return value_of(self.objective, self.levels_off_grid(place, steps, newton_steps))
+
+    def levels_off_grid(self, place: int, steps: int, newton_steps: int) -> Array:
+        """Return the levels that Newton's method reaches for one start."""
+        start = int(self.starts[place])
+        levels = first_levels(self.grid, self.objective, self.offsets[place], start, steps)
+        least = float(self.grid.levels[-1])
+        return (
+            refined_levels(self.objective, levels, least, most_steps=newton_steps) if newton_steps else levels
+        )
+
+    def next_start(
+        self, outcome: Outcome, bounds: Bounds, unexplored: NDArray[np.bool_], prove: bool
+    ) -> int | None:
         """Return the place of the start with the least bound, None if none below the best value is left."""
         least = np.where(unexplored, bounds.least, math.inf)
         place = int(np.argmin(least))
@@ -196,12 +231,10 @@ class ConvexSearch(PathMoves):
 
     def begin(self, outcome: Outcome, steps: int, place: int) -> Array:
         """Return y of a local optimum off the grid for one start; take in the path beside it if it is allowed."""
-        start = int(self.starts[place])
-        levels = first_levels(self.grid, self.objective, self.offsets[place], start, steps)
-        levels = refined_levels(
-            self.objective, levels, float(self.grid.levels[-1]), most_steps=NEWTON_STEPS
-        )
-        self.take_in_nearest(outcome, start, levels)
+        levels = self.levels_off_grid(place, steps, NEWTON_STEPS)
+        nearest = self.nearest(int(self.starts[place]), levels)
+        if nearest is not None:
+            self.take_in(outcome, nearest[None])
         return np.asarray(self.objective.losses(levels[None])[0] + self.offsets[place])
 
     def points(self, paths: Integers) -> tuple[Array, Array]:
@@ -216,6 +249,16 @@ class ConvexSearch(PathMoves):
         for path, value in zip(paths, (self.objective.value(points) + constants).tolist(), strict=True):
             outcome.add(path, value)
         return points, constants
+
+    def take_in_near(self, outcome: Outcome, paths: Integers, slack: float, target: float) -> None:
+        """Add those paths that may be best, or worth up to `target`, on the uncompressed spectrum."""
+        points, constants = self.points(paths)
+        values = self.objective.value(points) + constants
+        margins = self.margins[np.searchsorted(self.starts, paths[:, 0])]
+        best = min(outcome.best + self.margins.max(), float((values + margins).min()))
+        near = values - margins <= max(best, target) * (1.0 + slack)
+        for path, value in zip(paths[near], values[near].tolist(), strict=True):
+            outcome.add(path, value)
 
     def lift(
         self,
@@ -294,27 +337,43 @@ class ConvexSearch(PathMoves):
         """Take in every path that no tangent excludes from being best on the uncompressed spectrum."""
         effort = FIRST_EFFORT
         while effort <= (most_effort or MOST_EFFORT):
-            found, began = [], time.monotonic()
-            for place, rest in self.thresholds(outcome, bounds, slack, target):
-                linear = bounds.tangents[bounds.by[place]].linear
-                most = min(effort >> 6, MOST_PATHS)
-                paths = linear.below(int(self.starts[place]), steps, rest, effort, most)
-                if paths is None or time.monotonic() > deadline:
-                    break
-                found.append(paths)
-            else:
+            began = time.monotonic()
+            found = self.paths_left(outcome, bounds, steps, slack, target, effort, deadline)
+            if found is not None:
                 for paths in found:
                     for begin in range(0, len(paths), BLOCK):
-                        self.take_in(outcome, paths[begin : begin + BLOCK])
+                        self.take_in_near(outcome, paths[begin : begin + BLOCK], slack, target)
                 outcome.complete = True
                 return
-            now = time.monotonic()
-            if now + (now - began) > deadline:
+            left, spent = deadline - time.monotonic(), time.monotonic() - began
+            if left < spent:
                 return
-            # what time is left for
-            effort = int(effort * min(8.0, (deadline - now) / max(now - began, 1e-3)))
+            effort = int(effort * min(8.0, left / max(spent, 1e-3)))  # what time is left for
 
-    def thresholds(self, outcome: Outcome, bounds: Bounds, slack: float, target: float) -> list[tuple[int, float]]:
+    def paths_left(
+        self,
+        outcome: Outcome,
+        bounds: Bounds,
+        steps: int,
+        slack: float,
+        target: float,
+        effort: int,
+        deadline: float,
+    ) -> list[Integers] | None:
+        """Return the paths that no tangent excludes, None if that is too much work or takes too long."""
+        places, found = self.thresholds(outcome, bounds, slack, target), []
+        share = max(effort // max(len(places), 1), 1)
+        for place, rest in places:
+            linear = bounds.tangents[bounds.by[place]].linear
+            paths = linear.below(int(self.starts[place]), steps, rest, share, min(effort >> 6, MOST_PATHS))
+            if paths is None or time.monotonic() > deadline:
+                return None
+            found.append(paths)
+        return found
+
+    def thresholds(
+        self, outcome: Outcome, bounds: Bounds, slack: float, target: float
+    ) -> list[tuple[int, float]]:
         """Return the places of the starts that are not excluded, and below which costs of their steps they are not."""
         known = float(self.margins[self.place_of(outcome.best_path)])
         allowed = max(outcome.best, target) * (1.0 + slack) + known + self.margins

@@ -68,7 +68,6 @@ class Grid:
         )
         return Linearised(graph, fixed(last), steps, monge and bool(weights.min() >= 0.0))
 
-
     def bends(self, stride: int) -> tuple[Array, Array]:
         """Return places x, ascending, and the second derivatives of log(lambda + exp(x)) there, (places, entries)."""
         places = np.arange(0, len(self._tables), stride)

@@ -35,23 +35,25 @@ class PathMoves:
     place_of: Any
     take_in: Any
 
-    def improve(self, outcome: Outcome) -> None:
-        """Move the best path's levels to a local optimum off the grid, back to the nearest levels, then one by one."""
-        sigmas = np.append(self.grid.levels[outcome.best_path], 0.0)
+    def improve(self, outcome: Outcome, path: Integers) -> None:
+        """Move a path's levels to a local optimum off the grid, back to the nearest levels, then one by one."""
+        sigmas = np.append(self.grid.levels[path], 0.0)
         moved = refined_levels(self.objective, sigmas, float(self.grid.levels[-1]))
-        self.take_in_nearest(outcome, int(outcome.best_path[0]), moved)
-        path, value = outcome.best_path, outcome.best
+        nearest = self.nearest(int(path[0]), moved)
+        candidates = path[None] if nearest is None else np.stack([path, nearest])
+        points, constants = self.take_in(outcome, candidates)
+        values = self.objective.value(points) + constants
+        path, value = candidates[int(np.argmin(values))], float(values.min())
         for _ in range(MOST_MOVES):
-            moved, places = self.neighbours(path)
-            if len(moved) == 0:
+            changed, places = self.neighbours(path)
+            if len(changed) == 0:
                 return
-            values = self.moved_values(path, moved, places)
+            values = self.moved_values(path, changed, places)
             best = int(np.argmin(values))
             if not values[best] < value:
                 return
-            path = moved[best]
+            path, value = changed[best], float(values[best])
             self.take_in(outcome, path[None])
-            value = min(value, outcome.best)
 
     def moved_values(self, path: Integers, moved: Integers, places: Integers) -> Array:
         """Return the values of paths that differ from a path in one level each, at `places`: two steps are others."""
@@ -70,18 +72,18 @@ class PathMoves:
         known, _ = self.points(path[None])
         own = around(np.repeat(path[None], len(path), axis=0), np.arange(len(path)))
         start, first = self.place_of(path), np.searchsorted(self.starts, moved[:, 0])
-        points = known[0] + (around(moved, places) - own[places]) + (self.offsets[first] - self.offsets[start])
+        points = (
+            known[0] + (around(moved, places) - own[places]) + (self.offsets[first] - self.offsets[start])
+        )
         return np.asarray(self.objective.value(points) + self.constants[first])
 
-    def take_in_nearest(self, outcome: Outcome, start: int, levels: Array) -> None:
-        """Take in the path from a start over the levels of the grid that are nearest to others, if it is allowed."""
+    def nearest(self, start: int, levels: Array) -> Integers | None:
+        """Return the path from a start over the levels of the grid that are nearest to others, if it is allowed."""
         x = -self.grid.x
         wanted = -2.0 * np.log(levels[1:-1])
         right = np.clip(np.searchsorted(x, wanted), 1, len(x) - 1)
-        nearest = right - (wanted - x[right - 1] < x[right] - wanted)
-        path = np.append(start, nearest)[None]
-        if self.allowed(path)[0]:
-            self.take_in(outcome, path)
+        path = np.append(start, right - (wanted - x[right - 1] < x[right] - wanted))
+        return path if self.allowed(path[None])[0] else None
 
     def allowed(self, paths: Integers) -> NDArray[np.bool_]:
         """Return which paths keep to the grid's steps, starts and ends."""

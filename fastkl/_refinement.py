@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from fastkl._objective import Objective
 
-__all__ = ["refined_levels", "slopes_in_levels"]
+__all__ = ["refined_levels", "slopes_in_levels", "value_of"]
 
 Array = NDArray[np.float64]
 

@@ -133,6 +133,8 @@ def search(
     data = combined(spectrum, shares)
     if metric != "w2":
         refuse_zero(spectrum, metric)
+    if not (data.eigenvalues > 0.0).any():
+        raise ValueError("spectrum: must have an eigenvalue above 0, or all levels are equally good")
     spacing = integer("min_spacing", min_spacing)
     setting = Setting(schedule, grid, data.eigenvalues, metric, prior, free_start, visit, spacing)
     wanted = step_numbers(setting, steps)

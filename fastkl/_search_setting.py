@@ -126,7 +126,9 @@ def spaced_levels(schedule: NoiseSchedule, grid: int, eigenvalues: Array) -> Arr
     """Return levels of a continuous schedule that are evenly spaced in log sigma."""
     low, high = schedule.sigma_min, schedule.sigma_max
     positive = eigenvalues[eigenvalues > 0.0]
-    scales = 0.5 * np.log10(positive if positive.size else np.ones(1))  # whole decades, so that a compression has the same grid
+    scales = 0.5 * np.log10(
+        positive if positive.size else np.ones(1)
+    )  # whole decades, so that a compression has the same grid
     top = high if np.isfinite(high) else min(10.0 ** (math.ceil(scales.max()) + DECADES), MOST)
     bottom = low if low > 0.0 else max(10.0 ** (math.floor(scales.min()) - DECADES), LEAST)
     size = grid - int(np.isinf(high))

@@ -15,7 +15,16 @@ import numpy as np
 from numpy.ma import MaskedArray
 from numpy.typing import NDArray
 
-__all__ = ["boolean", "check_all", "choice", "decreasing", "integer", "read_only", "real_array", "real_number"]
+__all__ = [
+    "boolean",
+    "check_all",
+    "choice",
+    "decreasing",
+    "integer",
+    "read_only",
+    "real_array",
+    "real_number",
+]
 
 MOST = 10**12  # bound of integers that have no other: no array is longer, and int64 and float64 hold them
 
