@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import scipy.linalg
 from numpy.typing import NDArray
 
 from fastkl._objective import Objective
@@ -88,9 +87,11 @@ def refined_levels(
 
 def solved(hessian: Array, gradient: Array) -> Array:
     """Return Newton's direction, uphill; of a Hessian that is not positive the curvatures are made so."""
+    from scipy.linalg import LinAlgError, cho_factor, cho_solve
+
     try:
-        return np.asarray(scipy.linalg.cho_solve(scipy.linalg.cho_factor(hessian), gradient))
-    except (scipy.linalg.LinAlgError, ValueError):
+        return np.asarray(cho_solve(cho_factor(hessian), gradient))
+    except LinAlgError:
         curvatures, directions = np.linalg.eigh(hessian)
         curvatures = np.maximum(np.abs(curvatures), max(1e-12 * np.abs(curvatures).max(), 1e-300))
         return np.asarray(directions @ ((directions.T @ gradient) / curvatures))

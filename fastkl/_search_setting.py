@@ -114,9 +114,8 @@ def grid_levels(schedule: NoiseSchedule, grid: Any, eigenvalues: Array) -> Array
         levels = spaced_levels(schedule, integer("grid", grid, minimum=2), eigenvalues)
     for i, level in enumerate(levels.tolist()):
         if not (LEAST <= level <= MOST or (i == 0 and level == math.inf)):
-            raise ValueError(
-                f"schedule = {schedule!r}: has the level {level!r}, must be within {LEAST:g} and {MOST:g} to be evaluated"
-            )
+            rule = f"must be within {LEAST:g} and {MOST:g} to be evaluated"
+            raise ValueError(f"schedule = {schedule!r}: has the level {level!r}, {rule}")
     if len(levels) == 1 and np.isinf(levels[0]):
         raise ValueError(f"schedule = {schedule!r}: its only level is inf, there is nothing to choose from")
     return levels
@@ -126,9 +125,8 @@ def spaced_levels(schedule: NoiseSchedule, grid: int, eigenvalues: Array) -> Arr
     """Return levels of a continuous schedule that are evenly spaced in log sigma."""
     low, high = schedule.sigma_min, schedule.sigma_max
     positive = eigenvalues[eigenvalues > 0.0]
-    scales = 0.5 * np.log10(
-        positive if positive.size else np.ones(1)
-    )  # whole decades, so that a compression has the same grid
+    # whole decades, so that a compression of the spectrum has the same grid
+    scales = 0.5 * np.log10(positive if positive.size else np.ones(1))
     top = high if np.isfinite(high) else min(10.0 ** (math.ceil(scales.max()) + DECADES), MOST)
     bottom = low if low > 0.0 else max(10.0 ** (math.floor(scales.min()) - DECADES), LEAST)
     size = grid - int(np.isinf(high))
