@@ -33,7 +33,7 @@ class Grid:
     """
 
     def __init__(self, levels: Array, visit: Integers, min_spacing: int, eigenvalues: Array) -> None:
-        self.levels = levels
+        self.levels, self.visit, self.min_spacing = levels, visit, min_spacing
         with np.errstate(divide="ignore"):
             self.x = fixed(2.0 * np.log(levels))
         size = len(levels)
@@ -68,6 +68,11 @@ class Grid:
         )
         return Linearised(graph, fixed(last), steps, monge and bool(weights.min() >= 0.0))
 
+    def restricted(self, kept: Integers) -> Grid:
+        """Return the grid of some of the levels; only where neighbours need no spacing."""
+        visit = np.searchsorted(kept, self.visit)
+        return Grid(np.ascontiguousarray(self.levels[kept]), visit, 1, np.exp(self._logs))
+
     def bends(self, stride: int) -> tuple[Array, Array]:
         """Return places x, ascending, and the second derivatives of log(lambda + exp(x)) there, (places, entries)."""
         places = np.arange(0, len(self._tables), stride)
@@ -81,14 +86,35 @@ class Linearised:
         x, at, total, *rest = graph
         self._graph = graph
         self.costs = np.empty((len(x), steps))
-        fill = costs_to_go_monge if monge else costs_to_go
-        fill(x, at, total, last, *rest, self.costs)
+        self._fill = costs_to_go_monge if monge else costs_to_go
+        self._fill(x, at, total, last, *rest, self.costs)
 
     def path(self, start: int, steps: int) -> Integers:
         """Return the best path from a level to 0 in `steps` steps, (steps,)."""
         path = np.empty(steps, dtype=np.int64)
         best_path(*self._graph, fixed(self.costs), start, path)
         return path
+
+    def through(self, start: int, steps: int) -> Array:
+        """Return the least cost of a path from a level to 0 in at least 2 steps by way of each level, (T,)."""
+        x, at, total, reach, pieces, low, density = self._graph
+        if np.isinf(x[start]):
+            first = at - total * np.where(np.isinf(x), 0.0, x)
+        else:
+            middle = np.where(np.isinf(x), x[start], 0.5 * (x[start] + x))  # an infinite level is not on the way
+            first = at[start] + np.where(np.isinf(x), 0.0, at) - 2.0 * values_at(middle, pieces, low, density)
+        index = np.arange(len(x))
+        first[(index < reach[start, 0]) | (index >= reach[start, 1])] = math.inf
+        earliest = np.maximum(np.searchsorted(reach[:, 1], index, side="right"), start + 1)
+        latest = np.searchsorted(reach[:, 0], index, side="right")
+        # the way there is the way back through the levels in the opposite order
+        back = np.stack([len(x) - latest, len(x) - earliest], axis=1)[::-1]
+        there = np.empty((len(x), steps - 1))
+        rest = (fixed(back, np.int64), pieces, low, density)
+        self._fill(fixed(x[::-1]), fixed(at[::-1]), total, fixed(first[::-1]), *rest, there)
+        least = (there[::-1] + self.costs[:, steps - 2 :: -1]).min(axis=1)
+        least[start] = self.costs[start, steps - 1]
+        return np.asarray(least)
 
     def below(
         self, start: int, steps: int, threshold: float, most_steps: int, most_paths: int

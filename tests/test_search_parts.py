@@ -84,6 +84,26 @@ def test_the_full_table_is_the_least_over_all_paths(rng):
                 assert linear.below(start, steps, middle, 2, 1000) is None
 
 
+def test_the_least_cost_by_way_of_every_level(rng):
+    from fastkl._grid import Grid
+    from fastkl._objective import Objective
+
+    values = 10 ** rng.uniform(-3, 3, 4)
+    objective = Objective(Spectrum(values), "kl", "exact")
+    for case in range(12):
+        levels, steps = random_levels(rng, 9), int(rng.integers(2, 5))
+        weights = rng.normal(size=4) if case % 2 else rng.exponential(size=4)
+        visit = np.array([5] if case % 3 == 0 else [], dtype=np.int64)
+        grid = Grid(levels, visit, int(rng.integers(1, 3)), values)
+        linear, start = grid.linearised(weights, steps), int(rng.integers(0, 3))
+        paths = start + all_paths(9 - start, steps, False)
+        kept = (np.diff(paths, axis=1) >= grid.min_spacing).all(axis=1)
+        kept &= np.array([set(visit) <= set(path) for path in paths.tolist()])
+        costs = objective.losses(with_zero(levels, paths[kept])) @ weights
+        by_way = [costs[(paths[kept] == b).any(axis=1)].min(initial=np.inf) for b in range(9)]
+        np.testing.assert_allclose(linear.through(start, steps), by_way, rtol=1e-10, atol=1e-10)
+
+
 # ---- refinement
 
 
