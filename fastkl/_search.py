@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from fastkl._sampler_base import Sampler
 from fastkl._search_problem import Problem, Setting, combined, several, weights_of
 from fastkl._search_result import SearchResult
 from fastkl._validation import choice, integer, real_number
 from fastkl.evaluate import METRICS, PRIORS, refuse_zero_eigenvalue
+from fastkl.samplers import get
 from fastkl.schedule import NoiseSchedule
 from fastkl.spectrum import Spectrum
 
@@ -22,7 +24,7 @@ def search(
     spectrum: Spectrum | ArrayLike | Sequence[Spectrum],
     schedule: NoiseSchedule,
     steps: int | Iterable[int],
-    sampler: str = "ddim",
+    sampler: str | Sampler = "ddim",
     metric: str = "kl",
     prior: str | None = None,
     prove: bool = True,
@@ -120,7 +122,7 @@ def search(
     >>> best.proved_optimal
     True
     """
-    choice("sampler", sampler, ("ddim",))
+    rule = get(sampler)
     choice("metric", metric, METRICS)
     choice("combine", combine, ("sum", "worst"))
     if not isinstance(schedule, NoiseSchedule):
@@ -132,7 +134,12 @@ def search(
     data = combined(spectrum, shares)
     if metric != "w2":
         refuse_zero_eigenvalue(data, np.zeros((1, 2)), metric, isinstance(spectrum, Spectrum))
-    solve = Problem(data, setting).solve
+    if rule.is_ddim:
+        solve = Problem(data, setting).solve
+    else:
+        from fastkl._local_search import LocalSearch
+
+        solve = LocalSearch(data, setting, rule).solve
     if combine == "worst" and several(spectrum):
         from fastkl._minimax import Minimax
 

@@ -1,0 +1,304 @@
+"""Local search for the levels of samplers whose divergence is no sum over the steps: multistep and stochastic ones.
+
+Nothing bounds their divergence from below, so that no choice can be proved best. The search begins at DDIM's optimum
+and at smooth schedules, moves the best of them downhill off the grid, takes the nearest levels of the grid, and moves
+these one by one, two by two and all together until nothing helps. It draws no random numbers.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastkl._dispatch import backend_for
+from fastkl._local_descent import Descent, descend
+from fastkl._local_paths import Paths
+from fastkl._local_starts import smooth_starts, standard_starts, warped
+from fastkl._sampler_base import Sampler
+from fastkl._sampler_dispatch import checked_sampler
+from fastkl._search_problem import COMPRESSION, FOREVER, Problem, Setting
+from fastkl._search_result import SearchResult
+from fastkl._threads import thread_count
+from fastkl.evaluate import divergence, evaluated
+from fastkl.spectrum import Spectrum
+
+__all__ = ["LocalSearch"]
+
+Array = NDArray[np.float64]
+Integers = NDArray[np.int64]
+
+WHOLE = 256  # eigenvalues up to which the spectrum is used as it is
+DESCENTS = 4  # starts that are moved downhill, of which half go all the way
+FIRST_ITERATIONS, MORE_ITERATIONS = 8, 60
+ROUGH, FINE = 1e-6, 1e-13  # gains in log(divergence) below which a descent ends, before snapping and after
+APART = 0.05  # in log sigma, by which two starts differ at some level
+CLIMBS = 2  # grid paths that the discrete search begins at
+MISTRUST = 10.0  # times the compression's error seen, within which paths are compared on the whole spectrum
+LEAST_MISTRUST = 1e-9
+LEAST_VALUE = 1e-300  # so that 0 has a logarithm
+BLOCK = 1 << 12  # candidates evaluated together
+
+
+class Values:
+    """A sampler's divergence of many candidates; inf where it is not a number, or the candidate cannot be run."""
+
+    def __init__(self, data: Spectrum, metric: str, prior: str, rule: Sampler) -> None:
+        self.data, self._options = data, (metric, rule, prior, thread_count(None))
+        self._rule, self._kernels = rule, backend_for("auto")
+        self.batches = 0
+
+    def __call__(self, levels: Array) -> Array:
+        """Return the divergence of candidates (M, N+1)."""
+        out = np.full(len(levels), np.inf)
+        with np.errstate(invalid="ignore"):  # inf - inf
+            good = np.flatnonzero((levels[:, 1:] < levels[:, :-1]).all(axis=1) & self._runs(levels))
+        for begin in range(0, len(good), BLOCK):
+            rows = good[begin : begin + BLOCK]
+            out[rows] = evaluated(self._kernels, self.data, levels[rows], *self._options)
+            self.batches += 1
+        out[np.isnan(out)] = np.inf
+        return out
+
+    def _runs(self, levels: Array) -> NDArray[np.bool_]:
+        """Return which candidates go with the sampler's options."""
+        good = np.ones(len(levels), dtype=np.bool_)
+        if self._rule.check is not None:
+            for row in range(len(levels)):
+                try:
+                    self._rule.check(levels[row : row + 1], **dict(self._rule.options))
+                except ValueError:
+                    good[row] = False
+        return good
+
+
+class LocalSearch:
+    """A spectrum, where and for what is searched, and a sampler; searches for any number of steps."""
+
+    def __init__(self, data: Spectrum, setting: Setting, rule: Sampler) -> None:
+        self.data, self.setting, self.rule = data, setting, rule
+        self.small = data if len(data) <= WHOLE else data.compress(COMPRESSION)
+        self.paths = Paths(
+            setting.levels, setting.visit, setting.min_spacing, setting.free_start,
+            rule.finite_start, rule.above_zero,
+        )  # fmt: skip
+        self._ddim = Problem(data, setting)
+        self.values = Values(self.small, setting.metric, setting.prior, rule)
+        self.whole = self.values
+        if self.small is not data:
+            self.whole = Values(data, setting.metric, setting.prior, rule)
+
+    def solve(self, steps: int, prove: bool, time_limit: float | None) -> SearchResult:
+        """Search; `prove` changes nothing, because nothing can be proved."""
+        began = time.monotonic()
+        deadline = began + (time_limit or FOREVER)
+        self._check(steps)
+        before = self.values.batches + self.whole.batches
+        pool = Pool(self.paths, self.values)
+        descents = self._descents(pool, steps, deadline)
+        for path in pool.least(CLIMBS):
+            climb(pool, path, deadline)
+        path, value = self._settled(pool, deadline)
+        refined = self._refined(path, value, descents, deadline)
+        sigmas = self.paths.sigmas(path[None])[0]
+        return SearchResult(
+            steps=steps,
+            timesteps=len(self.paths.levels) - 1 - path[:steps]
+            if self.setting.schedule.is_discrete
+            else None,
+            sigmas=sigmas,
+            value=value,
+            lower_bound=None,
+            proved_optimal=False,
+            refined_sigmas=refined[0],
+            refined_value=refined[1],
+            metric=self.setting.metric,
+            prior=self.setting.prior,
+            sampler=repr(self.rule),
+            candidates=self.paths.count(steps),
+            iterations=self.values.batches + (self.whole is not self.values) * self.whole.batches - before,
+            seconds=time.monotonic() - began,
+        )
+
+    def _check(self, steps: int) -> None:
+        """Raise if the sampler cannot do so few steps, or cannot start where it must."""
+        begin = int(self.paths.starts_at_inf and self.setting.free_start and self.rule.finite_start)
+        last = 0.5 * self.setting.levels[-1] if self.rule.above_zero else 0.0
+        example = np.append(self.setting.levels[begin : begin + steps], last)
+        if self.rule.check is None:  # else a matter of the single candidate
+            checked_sampler(self.rule, example[None])
+
+    def _descents(self, pool: Pool, steps: int, deadline: float) -> list[Descent]:
+        """Evaluate all starts, and move the best of them downhill and back to the grid; return them off the grid."""
+        setting, paths = self.setting, self.paths
+        length = steps + int(paths.above_zero)
+        limit = None if deadline > FOREVER / 2 else max(deadline - time.monotonic(), 1e-9)
+        ddim = self._ddim.solve(steps, False, limit).sigmas[:-1]
+        x = paths.x[np.searchsorted(-paths.levels, -ddim)]
+        path = paths.nearest(np.append(x, paths.x[-1]) if paths.above_zero else x)
+        if path is None:
+            raise ValueError(
+                f"steps = {steps}: no choice of levels keeps to visit, min_spacing and the ends that {self.rule!r} needs"
+            )
+        pool.take(path[None])
+        if math.isinf(pool.best) and self.rule.check is not None:
+            self.rule.check(paths.sigmas(path[None]), **dict(self.rule.options))
+        wanted = [paths.x[path]]
+        for levels in standard_starts(setting.schedule, self.small, steps, paths):
+            kept = np.maximum(levels[:length], paths.levels[-1])
+            standard = np.log(np.where(np.isinf(kept), 1.0, kept))
+            standard[np.isinf(kept)] = paths.x[0]
+            wanted.append(standard)
+        pool.take_nearest(wanted[1:])
+        smooth = np.concatenate(
+            [np.array(wanted), warped(paths.x[path], paths.x[-1]), smooth_starts(self.small, length, paths)]
+        )
+        starts = self._chosen(smooth)
+        descend(starts, self._logarithm, FIRST_ITERATIONS, ROUGH, deadline)
+        starts.sort(key=lambda start: start.value)
+        descend(starts[: DESCENTS // 2], self._logarithm, MORE_ITERATIONS, ROUGH, deadline)
+        pool.take_nearest([start.best for start in starts])
+        return starts
+
+    def _chosen(self, smooth: Array) -> list[Descent]:
+        """Return the best of many levels, log sigma (M, L), that differ."""
+        if not self.paths.free_start:
+            smooth = smooth.copy()
+            smooth[:, 0] = self.paths.x[0]
+        if self.paths.above_zero:
+            smooth[:, -1] = self.paths.x[-1]
+        values = self._logarithm(smooth)
+        chosen: list[Array] = []
+        for row in np.argsort(values, kind="stable"):
+            if not np.isfinite(values[row]) or len(chosen) == DESCENTS:
+                break
+            if all(np.abs(smooth[row] - other).max() > APART for other in chosen):
+                chosen.append(smooth[row])
+        return [start for x in chosen if (start := self._descent(x)) is not None]
+
+    def _descent(self, x: Array) -> Descent | None:
+        """Return a descent from log sigma (L,), from the nearest path if levels must be visited."""
+        paths = self.paths
+        if len(paths.visit):
+            path = paths.nearest(x)
+            return None if path is None else self._from_path(path)
+        held = np.zeros(len(x), dtype=np.bool_)
+        held[0] = not paths.free_start or (paths.starts_at_inf and x[0] >= paths.x[0])
+        held[-1] |= paths.above_zero
+        return Descent(x, held, self._ends())
+
+    def _from_path(self, path: Integers) -> Descent:
+        return Descent(self.paths.x[path], self.paths.held(path), self._ends())
+
+    def _ends(self) -> tuple[float, float]:
+        """Return log sigma between which levels move: the first and the last finite one of the grid."""
+        x = self.paths.x
+        top = x[1] if self.paths.starts_at_inf and len(x) > 1 else x[0]
+        return float(top), float(x[-1])
+
+    def _sigmas(self, x: Array) -> Array:
+        """Return candidates (M, N+1) of levels in log sigma (M, L)."""
+        sigmas = np.exp(x)
+        ends = self.paths.levels[[0, -1]]
+        # the ends' own bits, and inf for what stands for it
+        sigmas[:, 0] = np.where(x[:, 0] >= self.paths.x[0], ends[0], sigmas[:, 0])
+        sigmas[:, -1] = np.where(x[:, -1] <= self.paths.x[-1], ends[1], sigmas[:, -1])
+        return sigmas if self.paths.above_zero else np.append(sigmas, np.zeros((len(sigmas), 1)), axis=1)
+
+    def _logarithm(self, x: Array) -> Array:
+        """Return log(divergence) of levels in log sigma (M, L)."""
+        return np.log(np.maximum(self.values(self._sigmas(x)), LEAST_VALUE))
+
+    def _settled(self, pool: Pool, deadline: float) -> tuple[Integers, float]:
+        """Return the best path on the whole spectrum, and its value there.
+
+        The compression is a guide: of the paths beside the best one, those are compared on the whole spectrum that it
+        cannot tell from it, as far as its error was seen.
+        """
+        path, value = pool.least(1)[0], pool.best
+        if self.whole is not self.values:
+            path, value = self._on_the_whole(pool, path, deadline)
+        exact = divergence(
+            self.data, self.paths.sigmas(path[None])[0], self.setting.metric, self.rule, self.setting.prior
+        )
+        return path, float(exact)
+
+    def _on_the_whole(self, pool: Pool, path: Integers, deadline: float) -> tuple[Integers, float]:
+        known = Pool(self.paths, self.whole)
+        known.take(np.array(pool.least(DESCENTS)))
+        path, seen = known.least(1)[0], set()
+        while path.tobytes() not in seen:
+            seen.add(path.tobytes())
+            near = np.concatenate([path[None], self.paths.beside(path, wide=True)])
+            guess = self.values(self.paths.sigmas(near))
+            error = max(LEAST_MISTRUST, abs(guess[0] / known.best - 1.0)) if known.best > 0.0 else math.inf
+            close = near[guess <= guess[0] * (1.0 + MISTRUST * error)]
+            known.take(close)
+            path = known.least(1)[0]
+            if time.monotonic() > deadline:
+                break
+        return path, known.best
+
+    def _refined(
+        self, path: Integers, value: float, starts: list[Descent], deadline: float
+    ) -> tuple[Array | None, float | None]:
+        """Return the best levels found off the grid and their value, for continuous schedules."""
+        if self.setting.schedule.is_discrete:
+            return None, None
+        starts = [self._from_path(path), *starts[:1]]
+        for start in starts:
+            start.done = len(start.free) == 0
+        descend(starts, self._logarithm, MORE_ITERATIONS, FINE, deadline)
+        moved = self._sigmas(np.stack([start.best for start in starts]))
+        best = moved[int(np.argmin(self.whole(moved)))]
+        moved_value = float(divergence(self.data, best, self.setting.metric, self.rule, self.setting.prior))
+        return (best, moved_value) if moved_value <= value else (self.paths.sigmas(path[None])[0], value)
+
+
+class Pool:
+    """Paths that were evaluated, and their values."""
+
+    def __init__(self, paths: Paths, values: Values) -> None:
+        self.paths, self.values = paths, values
+        self._rows: dict[bytes, tuple[float, Integers]] = {}
+
+    @property
+    def best(self) -> float:
+        """The least value."""
+        return min(value for value, _ in self._rows.values())
+
+    def take(self, paths: Integers) -> Array:
+        """Evaluate paths (M, L), keep them, and return their values."""
+        values = self.values(self.paths.sigmas(paths))
+        for path, value in zip(paths, values.tolist(), strict=True):
+            self._rows[path.tobytes()] = value, path
+        return values
+
+    def take_nearest(self, wanted: list[Array]) -> None:
+        """Evaluate the paths nearest to levels in log sigma (L,)."""
+        found = [path for x in wanted if (path := self.paths.nearest(x)) is not None]
+        if found:
+            self.take(np.array(found))
+
+    def least(self, count: int) -> list[Integers]:
+        """Return the best paths, best first; of equal ones the first in order of their levels."""
+        rows = sorted(self._rows.values(), key=lambda row: (row[0], row[1].tolist()))
+        return [path for _, path in rows[:count]]
+
+
+def climb(pool: Pool, path: Integers, deadline: float) -> None:
+    """Move to the best of the paths beside a path, as long as one is better; look wider where none of the near is."""
+    value = float(pool.take(path[None])[0])
+    wide = False
+    while time.monotonic() <= deadline:
+        near = pool.paths.beside(path, wide)
+        values = pool.take(near) if len(near) else np.empty(0)
+        best = int(np.argmin(values)) if len(values) else 0
+        if len(values) and values[best] < value:
+            path, value, wide = near[best], float(values[best]), False
+        elif wide:
+            return
+        else:
+            wide = True
