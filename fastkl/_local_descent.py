@@ -19,24 +19,29 @@ Array = NDArray[np.float64]
 PROBE = 1e-4  # of central differences, in the logarithm of a gap: h^2 and 1e-11/h are alike
 SHARES = np.array([2.0, 1.0, 0.5, 0.25, 0.1, 0.03, 0.01, 1e-3])  # of a step that are tried together
 LONGEST = 1.5  # step in the logarithm of a gap
-LEAST_GAP = 1e-3  # share of its stretch's mean gap that a level starts from its neighbour at least
+SMALL = 1e-3  # share of its stretch's mean gap that a gap has above the least at the start
 FLAT = 1e-9  # slope of the logarithm of the value below which nothing is left to gain
 
 
 class Descent:
     """One start: levels x = log sigma (L,), of which some are held, between two ends.
 
-    The held levels, and the ends where the outermost level is free, cut the range into stretches. Within each, the
-    gaps are its length times the softmax of the variables z, so that any z is a strictly decreasing sequence. (Adding
-    a constant to a stretch's z changes nothing; the slope has no such part, so that no step has one.)
+    The held levels, and the ends where the outermost level is free, cut the range into stretches. Within each, what
+    the gaps have above the least one allowed is shared out as the softmax of the variables z, so that any z is a
+    sequence that falls by `least_gap` at least. (Adding a constant to a stretch's z changes nothing; the slope has no
+    such part, so that no step has one.) Without a least gap, multistep samplers are best with two levels that agree to
+    nine digits: a derivative by finite differences, which only an exact denoiser has digits for.
     """
 
-    def __init__(self, x: Array, held: NDArray[np.bool_], ends: tuple[float, float]) -> None:
+    def __init__(
+        self, x: Array, held: NDArray[np.bool_], ends: tuple[float, float], least_gap: float
+    ) -> None:
         self.x, self.free = x.copy(), np.flatnonzero(~held)
         first, last = ([] if held[0] else [-1]), ([] if held[-1] else [len(x)])
         self._anchors = np.concatenate([first, np.flatnonzero(held), last]).astype(np.int64)
         self._padded = np.concatenate([[ends[0]], x, [ends[1]]])
-        self.z = np.concatenate([self._logarithms(*pair) for pair in self._stretches()] or [np.empty(0)])
+        self._stretches = self._cut(least_gap)
+        self.z = np.concatenate([self._logarithms(*stretch) for stretch in self._stretches] or [np.empty(0)])
         self.value = np.inf
         self._slope = np.zeros(len(self.z))
         self._inverse = np.eye(len(self.z))
@@ -44,27 +49,39 @@ class Descent:
         self._step: Array | None = None
         self.done = len(self.free) == 0
 
-    def _stretches(self) -> list[tuple[int, int]]:
-        """Return the pairs of anchors that have free levels between them."""
-        pairs = zip(self._anchors[:-1].tolist(), self._anchors[1:].tolist(), strict=True)
-        return [(left, right) for left, right in pairs if right - left > 1]
+    def _cut(self, least_gap: float) -> list[tuple[int, int, Array]]:
+        """Return the pairs of anchors that have free levels between them, and the least gaps there."""
+        found = []
+        for left, right in zip(self._anchors[:-1].tolist(), self._anchors[1:].tolist(), strict=True):
+            gaps = right - left
+            if gaps == 1:
+                continue
+            room = float(self._padded[left + 1] - self._padded[right + 1])
+            least = np.full(gaps, min(least_gap, 0.5 * room / gaps))
+            if left < 0:
+                least[0] = 0.0  # to the range's end, where no level is
+            if right == len(self.x):
+                least[-1] = 0.0
+            found.append((left, right, least))
+        return found
 
-    def _logarithms(self, left: int, right: int) -> Array:
+    def _logarithms(self, left: int, right: int, least: Array) -> Array:
         gaps = -np.diff(self._padded[left + 1 : right + 2])
-        mean = (self._padded[left + 1] - self._padded[right + 1]) / len(gaps)
-        return np.log(np.maximum(gaps, LEAST_GAP * mean) / mean)
+        mean = float(gaps.mean())
+        return np.log(np.maximum(gaps - least, SMALL * mean) / mean)
 
     def levels(self, z: Array) -> Array:
         """Return log sigma (M, L) for variables (M, n)."""
         x = np.repeat(self.x[None], len(z), axis=0)
         at = 0
-        for left, right in self._stretches():
+        for left, right, least in self._stretches:
             part = z[:, at : at + right - left]
             at += right - left
             shares = np.exp(part - part.max(axis=1, keepdims=True))
             covered = np.cumsum(shares, axis=1)
-            start, stop = self._padded[left + 1], self._padded[right + 1]
-            x[:, left + 1 : right] = start - (start - stop) * covered[:, :-1] / covered[:, -1:]
+            start = self._padded[left + 1]
+            room = start - self._padded[right + 1] - least.sum()
+            x[:, left + 1 : right] = start - np.cumsum(least)[:-1] - room * covered[:, :-1] / covered[:, -1:]
         return x
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -54,6 +55,15 @@ class Paths:
         size = places - (length - 1) * (self.spacing - 1)
         held = int(not self.free_start) + int(self.above_zero)
         return math.comb(max(size - held, 0), length - held)
+
+    def every(self, steps: int, most: int) -> Integers | None:
+        """Return all paths of N steps (P, L); None if there may be more than `most`."""
+        length, size = steps + int(self.above_zero), len(self.levels)
+        if math.comb(size, length) > most:
+            return None
+        rows = itertools.combinations(range(size), length)
+        paths = np.array(list(rows), dtype=np.int64).reshape(-1, length)
+        return paths[self.allowed(paths)]
 
     def sigmas(self, paths: Integers) -> Array:
         """Return the N+1 levels of every path."""

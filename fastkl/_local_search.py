@@ -34,7 +34,9 @@ WHOLE = 256  # eigenvalues up to which the spectrum is used as it is
 DESCENTS = 4  # starts that are moved downhill, of which half go all the way
 FIRST_ITERATIONS, MORE_ITERATIONS = 8, 60
 ROUGH, FINE = 1e-6, 1e-13  # gains in log(divergence) below which a descent ends, before snapping and after
+CLOSEST = 0.01  # in log sigma: two levels off the grid, if it has none that are closer
 APART = 0.05  # in log sigma, by which two starts differ at some level
+FEW = 1 << 11  # paths of which all are evaluated
 CLIMBS = 2  # grid paths that the discrete search begins at
 MISTRUST = 10.0  # times the compression's error seen, within which paths are compared on the whole spectrum
 LEAST_MISTRUST = 1e-9
@@ -57,14 +59,15 @@ class Values:
             good = np.flatnonzero((levels[:, 1:] < levels[:, :-1]).all(axis=1) & self._runs(levels))
         for begin in range(0, len(good), BLOCK):
             rows = good[begin : begin + BLOCK]
-            out[rows] = evaluated(self._kernels, self.data, levels[rows], *self._options)
+            with np.errstate(over="ignore", invalid="ignore"):  # of absurd candidates; NaN becomes inf below
+                out[rows] = evaluated(self._kernels, self.data, levels[rows], *self._options)
             self.batches += 1
         out[np.isnan(out)] = np.inf
         return out
 
     def _runs(self, levels: Array) -> NDArray[np.bool_]:
         """Return which candidates go with the sampler's options."""
-        good = np.ones(len(levels), dtype=np.bool_)
+        good = np.isfinite(levels[:, 0]) | (not self._rule.finite_start)
         if self._rule.check is not None:
             for row in range(len(levels)):
                 try:
@@ -84,6 +87,7 @@ class LocalSearch:
             setting.levels, setting.visit, setting.min_spacing, setting.free_start,
             rule.finite_start, rule.above_zero,
         )  # fmt: skip
+        self.least_gap = min(CLOSEST, float(-np.diff(self.paths.x).max(initial=-CLOSEST)))
         self._ddim = Problem(data, setting)
         self.values = Values(self.small, setting.metric, setting.prior, rule)
         self.whole = self.values
@@ -98,8 +102,12 @@ class LocalSearch:
         before = self.values.batches + self.whole.batches
         pool = Pool(self.paths, self.values)
         descents = self._descents(pool, steps, deadline)
-        for path in pool.least(CLIMBS):
-            climb(pool, path, deadline)
+        every = self.paths.every(steps, FEW)
+        if every is not None:
+            pool.take(every)
+        else:
+            for path in pool.least(CLIMBS):
+                climb(pool, path, deadline)
         path, value = self._settled(pool, deadline)
         refined = self._refined(path, value, descents, deadline)
         sigmas = self.paths.sigmas(path[None])[0]
@@ -140,7 +148,8 @@ class LocalSearch:
         path = paths.nearest(np.append(x, paths.x[-1]) if paths.above_zero else x)
         if path is None:
             raise ValueError(
-                f"steps = {steps}: no choice of levels keeps to visit, min_spacing and the ends that {self.rule!r} needs"
+                f"steps = {steps}: no choice of levels keeps to visit, min_spacing and the first and last level "
+                f"that {self.rule!r} needs"
             )
         pool.take(path[None])
         if math.isinf(pool.best) and self.rule.check is not None:
@@ -164,8 +173,8 @@ class LocalSearch:
 
     def _chosen(self, smooth: Array) -> list[Descent]:
         """Return the best of many levels, log sigma (M, L), that differ."""
+        smooth = np.minimum(smooth, self.paths.x[np.argmax(self.paths.may_start)])
         if not self.paths.free_start:
-            smooth = smooth.copy()
             smooth[:, 0] = self.paths.x[0]
         if self.paths.above_zero:
             smooth[:, -1] = self.paths.x[-1]
@@ -187,10 +196,10 @@ class LocalSearch:
         held = np.zeros(len(x), dtype=np.bool_)
         held[0] = not paths.free_start or (paths.starts_at_inf and x[0] >= paths.x[0])
         held[-1] |= paths.above_zero
-        return Descent(x, held, self._ends())
+        return Descent(x, held, self._ends(), self.least_gap)
 
     def _from_path(self, path: Integers) -> Descent:
-        return Descent(self.paths.x[path], self.paths.held(path), self._ends())
+        return Descent(self.paths.x[path], self.paths.held(path), self._ends(), self.least_gap)
 
     def _ends(self) -> tuple[float, float]:
         """Return log sigma between which levels move: the first and the last finite one of the grid."""
@@ -217,15 +226,15 @@ class LocalSearch:
         The compression is a guide: of the paths beside the best one, those are compared on the whole spectrum that it
         cannot tell from it, as far as its error was seen.
         """
-        path, value = pool.least(1)[0], pool.best
+        path = pool.least(1)[0]
         if self.whole is not self.values:
-            path, value = self._on_the_whole(pool, path, deadline)
+            path = self._on_the_whole(pool, path, deadline)
         exact = divergence(
             self.data, self.paths.sigmas(path[None])[0], self.setting.metric, self.rule, self.setting.prior
         )
         return path, float(exact)
 
-    def _on_the_whole(self, pool: Pool, path: Integers, deadline: float) -> tuple[Integers, float]:
+    def _on_the_whole(self, pool: Pool, path: Integers, deadline: float) -> Integers:
         known = Pool(self.paths, self.whole)
         known.take(np.array(pool.least(DESCENTS)))
         path, seen = known.least(1)[0], set()
@@ -239,7 +248,7 @@ class LocalSearch:
             path = known.least(1)[0]
             if time.monotonic() > deadline:
                 break
-        return path, known.best
+        return path
 
     def _refined(
         self, path: Integers, value: float, starts: list[Descent], deadline: float
