@@ -121,6 +121,29 @@ class Paths:
             cost[:-1] = np.inf
         return traced(back, int(np.argmin(cost))) if np.isfinite(cost).any() else None
 
+    def is_coarse(self, steps: int) -> bool:
+        """Whether the grid is so small that every level can be tried at every place."""
+        return len(self.levels) * steps <= EVERYWHERE
+
+    def scattered(self, length: int, count: int) -> Integers:
+        """Return allowed paths (P, L) spread over all there are, at most `count`: by a sequence of low discrepancy.
+
+        Point i has the coordinates frac(i/g), frac(i/g^2), ..., with g^(L+1) = g + 1 (the golden ratio for L = 1).
+        """
+        ratio = 2.0
+        for _ in range(64):
+            ratio = (1.0 + ratio) ** (1.0 / (length + 1))
+        points = np.outer(np.arange(1, count + 1), ratio ** -np.arange(1.0, length + 1)) % 1.0
+        top = self.x[np.argmax(self.may_start)]
+        wanted = top + np.sort(points, axis=1) * (self.x[-1] - top)
+        if not self.free_start:
+            wanted[:, 0] = top
+        if self.above_zero:
+            wanted[:, -1] = self.x[-1]
+        paths = len(self.x) - 1 - np.searchsorted(self.x[::-1], wanted)
+        paths = np.clip(paths, 0, len(self.x) - 1)
+        return np.ascontiguousarray(paths[self.allowed(paths)])
+
     def beside(self, path: Integers, wide: bool) -> Integers:
         """Return the allowed paths of the small or the wide neighbourhood of a path."""
         key = (len(path), wide)
@@ -135,7 +158,7 @@ class Paths:
     def _relocated(self, path: Integers) -> Integers:
         """Return the path with one level taken out and put elsewhere: everywhere on a small grid, else between two."""
         size = len(self.levels)
-        if size * len(path) <= EVERYWHERE:
+        if self.is_coarse(len(path)):
             places = np.setdiff1d(np.arange(size), path)
         else:
             ends = np.append(path, size - 1)

@@ -36,8 +36,9 @@ FIRST_ITERATIONS, MORE_ITERATIONS = 8, 60
 ROUGH, FINE = 1e-6, 1e-13  # gains in log(divergence) below which a descent ends, before snapping and after
 CLOSEST = 0.01  # in log sigma: two levels off the grid, if it has none that are closer
 APART = 0.05  # in log sigma, by which two starts differ at some level
+SCATTERED, SHORT = 512, 8  # paths spread over all there are, and the most levels with which that reaches anything
 FEW = 1 << 11  # paths of which all are evaluated
-CLIMBS = 2  # grid paths that the discrete search begins at
+CLIMBS, FINE_CLIMBS = 8, 2  # grid paths that the discrete search begins at, on coarse and on fine grids
 MISTRUST = 10.0  # times the compression's error seen, within which paths are compared on the whole spectrum
 LEAST_MISTRUST = 1e-9
 LEAST_VALUE = 1e-300  # so that 0 has a logarithm
@@ -106,8 +107,8 @@ class LocalSearch:
         if every is not None:
             pool.take(every)
         else:
-            for path in pool.least(CLIMBS):
-                climb(pool, path, deadline)
+            coarse = self.paths.is_coarse(steps)
+            climb(pool, pool.least(CLIMBS if coarse else FINE_CLIMBS), CLIMBS if coarse else 1, deadline)
         path, value = self._settled(pool, deadline)
         refined = self._refined(path, value, descents, deadline)
         sigmas = self.paths.sigmas(path[None])[0]
@@ -161,6 +162,9 @@ class LocalSearch:
             standard[np.isinf(kept)] = paths.x[0]
             wanted.append(standard)
         pool.take_nearest(wanted[1:])
+        scattered = paths.scattered(length, SCATTERED if length <= SHORT else 0)
+        pool.take(scattered)
+        wanted += list(paths.x[scattered])
         smooth = np.concatenate(
             [np.array(wanted), warped(paths.x[path], paths.x[-1]), smooth_starts(self.small, length, paths)]
         )
@@ -278,6 +282,10 @@ class Pool:
         """The least value."""
         return min(value for value, _ in self._rows.values())
 
+    def value(self, path: Integers) -> float:
+        """Return the value of a path that was evaluated."""
+        return self._rows[path.tobytes()][0]
+
     def take(self, paths: Integers) -> Array:
         """Evaluate paths (M, L), keep them, and return their values."""
         values = self.values(self.paths.sigmas(paths))
@@ -297,17 +305,33 @@ class Pool:
         return [path for _, path in rows[:count]]
 
 
-def climb(pool: Pool, path: Integers, deadline: float) -> None:
-    """Move to the best of the paths beside a path, as long as one is better; look wider where none of the near is."""
-    value = float(pool.take(path[None])[0])
-    wide = False
-    while time.monotonic() <= deadline:
-        near = pool.paths.beside(path, wide)
-        values = pool.take(near) if len(near) else np.empty(0)
-        best = int(np.argmin(values)) if len(values) else 0
-        if len(values) and values[best] < value:
-            path, value, wide = near[best], float(values[best]), False
-        elif wide:
-            return
-        else:
-            wide = True
+def climb(pool: Pool, paths: list[Integers], wide: int, deadline: float) -> None:
+    """Move every path to the best of those beside it, as long as one is better, all paths in step.
+
+    The best `wide` of those that end there look wider, and go on from what they find.
+    """
+    settled = downhill(pool, paths, False, deadline)
+    while settled and time.monotonic() <= deadline:
+        settled = sorted(settled, key=lambda path: (pool.value(path), path.tolist()))[:wide]
+        moved = downhill(pool, settled, True, deadline)
+        known = {path.tobytes() for path in settled}
+        settled = downhill(pool, [path for path in moved if path.tobytes() not in known], False, deadline)
+
+
+def downhill(pool: Pool, paths: list[Integers], wide: bool, deadline: float) -> list[Integers]:
+    """Return where paths end that move to the best path beside them: once if `wide`, else until none is better."""
+    seen = {path.tobytes() for path in paths}
+    ended: list[Integers] = []
+    while paths and time.monotonic() <= deadline:
+        near = [np.concatenate([path[None], pool.paths.beside(path, wide)]) for path in paths]
+        values = np.split(pool.take(np.concatenate(near)), np.cumsum([len(rows) for rows in near])[:-1])
+        best = [rows[int(np.argmin(found))] for rows, found in zip(near, values, strict=True)]
+        ended += [new for new, old in zip(best, paths, strict=True) if wide or (new == old).all()]
+        if wide:
+            break
+        paths = []
+        for path in best:
+            if path.tobytes() not in seen:
+                seen.add(path.tobytes())
+                paths.append(path)
+    return ended
