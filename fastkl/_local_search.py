@@ -31,12 +31,12 @@ Array = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
 WHOLE = 256  # eigenvalues up to which the spectrum is used as it is
-DESCENTS = 4  # starts that are moved downhill, of which half go all the way
+DESCENTS = 4  # smooth starts that are moved downhill, and as many irregular ones; half of all go all the way
 FIRST_ITERATIONS, MORE_ITERATIONS = 8, 60
-ROUGH, FINE = 1e-6, 1e-13  # gains in log(divergence) below which a descent ends, before snapping and after
+ROUGH, FINE = 1e-6, 1e-11  # gains in log(divergence) below which a descent ends, before snapping and after
 CLOSEST = 0.01  # in log sigma: two levels off the grid, if it has none that are closer
-APART = 0.05  # in log sigma, by which two starts differ at some level
-SCATTERED, SHORT = 512, 8  # paths spread over all there are, and the most levels with which that reaches anything
+APART = 0.3  # in log sigma, by which two starts differ at some level
+SCATTERED = 512  # paths spread over all there are
 FEW = 1 << 11  # paths of which all are evaluated
 CLIMBS, FINE_CLIMBS = 8, 2  # grid paths that the discrete search begins at, on coarse and on fine grids
 MISTRUST = 10.0  # times the compression's error seen, within which paths are compared on the whole spectrum
@@ -162,16 +162,18 @@ class LocalSearch:
             standard[np.isinf(kept)] = paths.x[0]
             wanted.append(standard)
         pool.take_nearest(wanted[1:])
-        scattered = paths.scattered(length, SCATTERED if length <= SHORT else 0)
-        pool.take(scattered)
-        wanted += list(paths.x[scattered])
         smooth = np.concatenate(
             [np.array(wanted), warped(paths.x[path], paths.x[-1]), smooth_starts(self.small, length, paths)]
         )
+        scattered = paths.scattered(length, SCATTERED)
         starts = self._chosen(smooth)
+        if len(scattered):
+            values = pool.take(scattered)
+            best = scattered[np.argsort(values, kind="stable")[:DESCENTS]]
+            starts += self._chosen(paths.x[best])
         descend(starts, self._logarithm, FIRST_ITERATIONS, ROUGH, deadline)
         starts.sort(key=lambda start: start.value)
-        descend(starts[: DESCENTS // 2], self._logarithm, MORE_ITERATIONS, ROUGH, deadline)
+        descend(starts[:DESCENTS], self._logarithm, MORE_ITERATIONS, ROUGH, deadline)
         pool.take_nearest([start.best for start in starts])
         return starts
 
