@@ -15,6 +15,7 @@ Integers = NDArray[np.int64]
 
 BEYOND = 2.0  # in log sigma: where an infinite first level stands, above the first finite one
 NEAR = (1, 2, 4)  # places that a level moves at once in the small neighbourhood
+ROUNDED = 9  # levels of which both neighbouring places are tried
 PAIRED = 16  # places that two neighbours move at once at most
 EVERYWHERE = 4096  # (level, place) pairs up to which every level is tried at every place
 
@@ -55,6 +56,26 @@ class Paths:
         size = places - (length - 1) * (self.spacing - 1)
         held = int(not self.free_start) + int(self.above_zero)
         return math.comb(max(size - held, 0), length - held)
+
+    def roundings(self, x: Array) -> Integers:
+        """Return the allowed paths (P, L) that take a place above or below each of the levels x in log sigma.
+
+        Where divergences cancel, the nearest places can be far from the best of these. Beyond `ROUNDED` levels, those
+        that are farthest from a place are taken to both sides, and the others to the nearest place.
+        """
+        below = np.clip(np.searchsorted(-self.x, -x), 1, max(1, len(self.x) - 1))
+        above = below - 1
+        below = np.minimum(below, len(self.x) - 1)
+        width = np.maximum(self.x[above] - self.x[below], 1e-300)
+        part = np.clip((self.x[above] - x) / width, 0.0, 1.0)
+        open_levels = np.argsort(np.abs(part - 0.5), kind="stable")[:ROUNDED]
+        sides = np.tile(part > 0.5, (1 << len(open_levels), 1))
+        bits = np.arange(len(sides))[:, None] >> np.arange(len(open_levels))
+        sides[:, open_levels] = bits & 1
+        for exact in np.flatnonzero((part == 0.0) | (part == 1.0)):
+            sides[:, exact] = part[exact] == 1.0
+        paths = np.unique(np.where(sides, below, above), axis=0)
+        return np.ascontiguousarray(paths[self.allowed(paths)])
 
     def every(self, steps: int, most: int) -> Integers | None:
         """Return all paths of N steps (P, L); None if there may be more than `most`."""

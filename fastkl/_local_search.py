@@ -32,11 +32,12 @@ Integers = NDArray[np.int64]
 
 WHOLE = 256  # eigenvalues up to which the spectrum is used as it is
 DESCENTS = 4  # smooth starts that are moved downhill, and as many irregular ones; half of all go all the way
-FIRST_ITERATIONS, MORE_ITERATIONS = 8, 60
-ROUGH, FINE = 1e-6, 1e-11  # gains in log(divergence) below which a descent ends, before snapping and after
+FIRST_ITERATIONS, MORE_ITERATIONS, LAST_ITERATIONS = 8, 30, 60
+ROUGH, FINE = 1e-5, 1e-11  # gains in log(divergence) below which a descent ends, before snapping and after
 CLOSEST = 0.01  # in log sigma: two levels off the grid, if it has none that are closer
 APART = 0.3  # in log sigma, by which two starts differ at some level
 SCATTERED = 512  # paths spread over all there are
+ROUNDED = 2  # descents whose ends are rounded to the grid in all ways
 FEW = 1 << 11  # paths of which all are evaluated
 CLIMBS, FINE_CLIMBS = 8, 2  # grid paths that the discrete search begins at, on coarse and on fine grids
 MISTRUST = 10.0  # times the compression's error seen, within which paths are compared on the whole spectrum
@@ -81,8 +82,9 @@ class Values:
 class LocalSearch:
     """A spectrum, where and for what is searched, and a sampler; searches for any number of steps."""
 
-    def __init__(self, data: Spectrum, setting: Setting, rule: Sampler) -> None:
+    def __init__(self, data: Spectrum, setting: Setting, rule: Sampler, name: str | None = None) -> None:
         self.data, self.setting, self.rule = data, setting, rule
+        self.name = name or repr(rule)
         self.small = data if len(data) <= WHOLE else data.compress(COMPRESSION)
         self.paths = Paths(
             setting.levels, setting.visit, setting.min_spacing, setting.free_start,
@@ -125,7 +127,7 @@ class LocalSearch:
             refined_value=refined[1],
             metric=self.setting.metric,
             prior=self.setting.prior,
-            sampler=repr(self.rule),
+            sampler=self.name,
             candidates=self.paths.count(steps),
             iterations=self.values.batches + (self.whole is not self.values) * self.whole.batches - before,
             seconds=time.monotonic() - began,
@@ -175,6 +177,8 @@ class LocalSearch:
         starts.sort(key=lambda start: start.value)
         descend(starts[:DESCENTS], self._logarithm, MORE_ITERATIONS, ROUGH, deadline)
         pool.take_nearest([start.best for start in starts])
+        for start in starts[:ROUNDED]:
+            pool.take(paths.roundings(start.best))
         return starts
 
     def _chosen(self, smooth: Array) -> list[Descent]:
@@ -265,7 +269,7 @@ class LocalSearch:
         starts = [self._from_path(path), *starts[:1]]
         for start in starts:
             start.done = len(start.free) == 0
-        descend(starts, self._logarithm, MORE_ITERATIONS, FINE, deadline)
+        descend(starts, self._logarithm, LAST_ITERATIONS, FINE, deadline)
         moved = self._sigmas(np.stack([start.best for start in starts]))
         best = moved[int(np.argmin(self.whole(moved)))]
         moved_value = float(divergence(self.data, best, self.setting.metric, self.rule, self.setting.prior))

@@ -56,8 +56,12 @@ def search(
         spaced.
     steps : int or iterable of int
         Number of steps N, at least 1 (2 if the schedule's first level is inf); several for several results.
-    sampler : {"ddim"}
-        The update rule.
+    sampler : str or Sampler
+        The update rule: a name of `fastkl.samplers.names()`, or what a function of `fastkl.samplers` returns. Only
+        "ddim" (and the names of the same map) is searched with a proof. All others are searched locally: what is
+        returned is better than DDIM's best levels and the standard schedules and no single level can be moved for the
+        better by a power of 2, but other choices may be better still; `proved_optimal` is False and `lower_bound`
+        None. A sampler that needs a last level above 0 ends at the lowest level of the grid instead of 0.
     metric : {"kl", "reverse_kl", "jeffreys", "w2"}
         Which divergence, as in `divergence`. `w2` is not convex: convex envelopes on boxes take its place, which
         shortest paths tighten until what is left can be enumerated.
@@ -139,8 +143,10 @@ def search(
     else:
         from fastkl._local_search import LocalSearch
 
-        solve = LocalSearch(data, setting, rule).solve
+        solve = LocalSearch(data, setting, rule, sampler if isinstance(sampler, str) else None).solve
     if combine == "worst" and several(spectrum):
+        if not rule.is_ddim:
+            raise ValueError(f"combine = 'worst': is for sampler 'ddim', got sampler = {sampler!r}")
         from fastkl._minimax import Minimax
 
         solve = Minimax(spectrum, shares, setting).solve
