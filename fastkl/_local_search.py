@@ -84,7 +84,7 @@ class LocalSearch:
 
     def __init__(self, data: Spectrum, setting: Setting, rule: Sampler, name: str | None = None) -> None:
         self.data, self.setting, self.rule = data, setting, rule
-        self.name = name or repr(rule)
+        self.name, self._given = name or repr(rule), name or rule
         self.small = data if len(data) <= WHOLE else data.compress(COMPRESSION)
         self.paths = Paths(
             setting.levels, setting.visit, setting.min_spacing, setting.free_start,
@@ -139,7 +139,7 @@ class LocalSearch:
         last = 0.5 * self.setting.levels[-1] if self.rule.above_zero else 0.0
         example = np.append(self.setting.levels[begin : begin + steps], last)
         if self.rule.check is None:  # else a matter of the single candidate
-            checked_sampler(self.rule, example[None])
+            checked_sampler(self._given, example[None])
 
     def _descents(self, pool: Pool, steps: int, deadline: float) -> list[Descent]:
         """Evaluate all starts, and move the best of them downhill and back to the grid; return them off the grid."""
@@ -152,7 +152,7 @@ class LocalSearch:
         if path is None:
             raise ValueError(
                 f"steps = {steps}: no choice of levels keeps to visit, min_spacing and the first and last level "
-                f"that {self.rule!r} needs"
+                f"that {self.name} needs"
             )
         pool.take(path[None])
         if math.isinf(pool.best) and self.rule.check is not None:
@@ -219,11 +219,9 @@ class LocalSearch:
 
     def _sigmas(self, x: Array) -> Array:
         """Return candidates (M, N+1) of levels in log sigma (M, L)."""
-        sigmas = np.exp(x)
-        ends = self.paths.levels[[0, -1]]
-        # the ends' own bits, and inf for what stands for it
-        sigmas[:, 0] = np.where(x[:, 0] >= self.paths.x[0], ends[0], sigmas[:, 0])
-        sigmas[:, -1] = np.where(x[:, -1] <= self.paths.x[-1], ends[1], sigmas[:, -1])
+        on_grid = np.minimum(np.searchsorted(-self.paths.x, -x), len(self.paths.x) - 1)
+        # the grid's own bits for its levels, and inf for what stands for it
+        sigmas = np.where(self.paths.x[on_grid] == x, self.paths.levels[on_grid], np.exp(x))
         return sigmas if self.paths.above_zero else np.append(sigmas, np.zeros((len(sigmas), 1)), axis=1)
 
     def _logarithm(self, x: Array) -> Array:
