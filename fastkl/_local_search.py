@@ -135,11 +135,9 @@ class LocalSearch:
 
     def _check(self, steps: int) -> None:
         """Raise if the sampler cannot do so few steps, or cannot start where it must."""
-        begin = int(self.paths.starts_at_inf and self.setting.free_start and self.rule.finite_start)
-        last = 0.5 * self.setting.levels[-1] if self.rule.above_zero else 0.0
-        example = np.append(self.setting.levels[begin : begin + steps], last)
-        if self.rule.check is None:  # else a matter of the single candidate
-            checked_sampler(self._given, example[None])
+        if steps < self.rule.least_steps or not self.paths.may_start.any():
+            last = 0.5 * self.setting.levels[-1] if self.rule.above_zero else 0.0
+            checked_sampler(self._given, np.append(self.setting.levels[:steps], last)[None])
 
     def _descents(self, pool: Pool, steps: int, deadline: float) -> list[Descent]:
         """Evaluate all starts, and move the best of them downhill and back to the grid; return them off the grid."""

@@ -1,4 +1,4 @@
-"""Search with samplers that have no proof: against enumeration, DDIM's levels, the standards, and moves of one level."""
+"""Search with samplers that have no proof: enumeration, DDIM's levels, standards, constraints, command line."""
 
 import itertools
 import json
@@ -41,8 +41,7 @@ def moved(path, size, rule, free):
     ends = np.concatenate([[-1], path, [size - 1 if rule.above_zero else size]])
     rows = []
     for k in range(0 if free else 1, len(path)):
-        for place in range(ends[k] + 1, ends[k + 2]):
-            rows.append([*path[:k], place, *path[k + 1 :]])
+        rows += [[*path[:k], place, *path[k + 1 :]] for place in range(ends[k] + 1, ends[k + 2])]
     return np.array(rows, dtype=np.int64)
 
 
@@ -186,8 +185,8 @@ def test_refined_levels(name):
 @pytest.mark.parametrize("name", ["dpmpp_2m", "heun", "ddpm_fixed_large", "sde_dpm_2m"])
 def test_constraints_against_enumeration(rng, name, without_enumeration):
     rule, exact, cases = samplers.get(name), 0, 0
-    for _ in range(12):
-        data, schedule, size, steps, metric, prior, free = random_case(rng, rule, (8, 15), 4)
+    while cases < 8:
+        data, schedule, size, steps, metric, prior, free = random_case(rng, rule, (8, 17), 4)
         levels, spacing = grid_of(schedule, size), int(rng.integers(1, 4))
         must = np.sort(rng.choice(np.arange(1, size - 1), int(rng.integers(0, 3)), replace=False))
         sigmas = all_candidates(levels, steps, free, rule)
@@ -209,7 +208,6 @@ def test_constraints_against_enumeration(rng, name, without_enumeration):
             assert set(levels[must]) <= set(best.refined_sigmas)
         exact += best.value <= least * (1 + 1e-9)
         cases += 1
-    assert cases >= 4
     assert exact >= cases - 1
 
 
