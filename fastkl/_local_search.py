@@ -102,24 +102,24 @@ class LocalSearch:
         began = time.monotonic()
         deadline = began + (time_limit or FOREVER)
         self._check(steps)
-        before = self.values.batches + self.whole.batches
+        before = self._batches()
         pool = Pool(self.paths, self.values)
-        descents = self._descents(pool, steps, deadline)
+        descents: list[Descent] = []
         every = self.paths.every(steps, FEW)
         if every is not None:
-            pool.take(every)
-        else:
+            self._take_all(pool, every, steps)
+        if every is None or not self.setting.schedule.is_discrete:
+            descents = self._descents(pool, self._starts(pool, steps, deadline), deadline)
+        if every is None:
             coarse = self.paths.is_coarse(steps)
             climb(pool, pool.least(CLIMBS if coarse else FINE_CLIMBS), CLIMBS if coarse else 1, deadline)
         path, value = self._settled(pool, deadline)
         refined = self._refined(path, value, descents, deadline)
-        sigmas = self.paths.sigmas(path[None])[0]
+        timesteps = len(self.paths.levels) - 1 - path[:steps] if self.setting.schedule.is_discrete else None
         return SearchResult(
             steps=steps,
-            timesteps=len(self.paths.levels) - 1 - path[:steps]
-            if self.setting.schedule.is_discrete
-            else None,
-            sigmas=sigmas,
+            timesteps=timesteps,
+            sigmas=self.paths.sigmas(path[None])[0],
             value=value,
             lower_bound=None,
             proved_optimal=False,
@@ -129,9 +129,13 @@ class LocalSearch:
             prior=self.setting.prior,
             sampler=self.name,
             candidates=self.paths.count(steps),
-            iterations=self.values.batches + (self.whole is not self.values) * self.whole.batches - before,
+            iterations=self._batches() - before,
             seconds=time.monotonic() - began,
         )
+
+    def _batches(self) -> int:
+        """Return how many batches of candidates have been evaluated."""
+        return sum(values.batches for values in {self.values, self.whole})
 
     def _check(self, steps: int) -> None:
         """Raise if the sampler cannot do so few steps, or cannot start where it must."""
@@ -139,44 +143,52 @@ class LocalSearch:
             last = 0.5 * self.setting.levels[-1] if self.rule.above_zero else 0.0
             checked_sampler(self._given, np.append(self.setting.levels[:steps], last)[None])
 
-    def _descents(self, pool: Pool, steps: int, deadline: float) -> list[Descent]:
-        """Evaluate all starts, and move the best of them downhill and back to the grid; return them off the grid."""
-        setting, paths = self.setting, self.paths
+    def _take_all(self, pool: Pool, found: Integers, steps: int) -> None:
+        """Evaluate the first paths that were found, or raise if there are none that the sampler can run on."""
+        if len(found) == 0:
+            raise ValueError(
+                f"steps = {steps}: no choice of levels keeps to visit, min_spacing and the first and last level "
+                f"that {self.name} needs"
+            )
+        pool.take(found)
+        if math.isinf(pool.best) and self.rule.check is not None:
+            self.rule.check(self.paths.sigmas(found[:1]), **dict(self.rule.options))
+
+    def _starts(self, pool: Pool, steps: int, deadline: float) -> list[Descent]:
+        """Evaluate DDIM's optimum, the standards and others; return the best smooth and the best irregular levels."""
+        paths = self.paths
         length = steps + int(paths.above_zero)
         limit = None if deadline > FOREVER / 2 else max(deadline - time.monotonic(), 1e-9)
         ddim = self._ddim.solve(steps, False, limit).sigmas[:-1]
         x = paths.x[np.searchsorted(-paths.levels, -ddim)]
         path = paths.nearest(np.append(x, paths.x[-1]) if paths.above_zero else x)
-        if path is None:
-            raise ValueError(
-                f"steps = {steps}: no choice of levels keeps to visit, min_spacing and the first and last level "
-                f"that {self.name} needs"
-            )
-        pool.take(path[None])
-        if math.isinf(pool.best) and self.rule.check is not None:
-            self.rule.check(paths.sigmas(path[None]), **dict(self.rule.options))
-        wanted = [paths.x[path]]
-        for levels in standard_starts(setting.schedule, self.small, steps, paths):
+        found = np.array([path] if path is not None else [], dtype=np.int64).reshape(-1, length)
+        self._take_all(pool, found, steps)
+        begin = paths.x[found[0]]
+        standards = []
+        for levels in standard_starts(self.setting.schedule, self.small, steps, paths):
             kept = np.maximum(levels[:length], paths.levels[-1])
-            standard = np.log(np.where(np.isinf(kept), 1.0, kept))
-            standard[np.isinf(kept)] = paths.x[0]
-            wanted.append(standard)
-        pool.take_nearest(wanted[1:])
-        smooth = np.concatenate(
-            [np.array(wanted), warped(paths.x[path], paths.x[-1]), smooth_starts(self.small, length, paths)]
-        )
+            infinite = np.isinf(kept)
+            standards.append(np.where(infinite, paths.x[0], np.log(np.where(infinite, 1.0, kept))))
+        pool.take_nearest(standards)
+        smooth = np.array([begin, *standards])
+        laws = smooth_starts(self.small, length, paths)
+        starts = self._chosen(np.concatenate([smooth, warped(begin, paths.x[-1]), laws]))
         scattered = paths.scattered(length, SCATTERED)
-        starts = self._chosen(smooth)
         if len(scattered):
-            values = pool.take(scattered)
-            best = scattered[np.argsort(values, kind="stable")[:DESCENTS]]
+            best = scattered[np.argsort(pool.take(scattered), kind="stable")[:DESCENTS]]
             starts += self._chosen(paths.x[best])
+        return starts
+
+    def _descents(self, pool: Pool, starts: list[Descent], deadline: float) -> list[Descent]:
+        """Move levels downhill, the best to the end, and take the grid's paths near there; return the best first."""
         descend(starts, self._logarithm, FIRST_ITERATIONS, ROUGH, deadline)
         starts.sort(key=lambda start: start.value)
         descend(starts[:DESCENTS], self._logarithm, MORE_ITERATIONS, ROUGH, deadline)
+        starts.sort(key=lambda start: start.value)
         pool.take_nearest([start.best for start in starts])
         for start in starts[:ROUNDED]:
-            pool.take(paths.roundings(start.best))
+            pool.take(self.paths.roundings(start.best))
         return starts
 
     def _chosen(self, smooth: Array) -> list[Descent]:
@@ -244,11 +256,11 @@ class LocalSearch:
         known = Pool(self.paths, self.whole)
         known.take(np.array(pool.least(DESCENTS)))
         path, seen = known.least(1)[0], set()
-        while path.tobytes() not in seen:
+        while path.tobytes() not in seen and 0.0 < known.best < math.inf:
             seen.add(path.tobytes())
             near = np.concatenate([path[None], self.paths.beside(path, wide=True)])
             guess = self.values(self.paths.sigmas(near))
-            error = max(LEAST_MISTRUST, abs(guess[0] / known.best - 1.0)) if known.best > 0.0 else math.inf
+            error = max(LEAST_MISTRUST, abs(guess[0] / known.best - 1.0))
             close = near[guess <= guess[0] * (1.0 + MISTRUST * error)]
             known.take(close)
             path = known.least(1)[0]
