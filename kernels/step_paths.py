@@ -29,25 +29,30 @@ HEUN, FLOW_HEUN, DPM_2, DPMPP_2S = 0, 1, 2, 3
 
 
 @entry_point
-def tabulate(places, logs, weights, spacing, table):
-    """Write G, spacing G' and spacing^2 G'' at places (K,) to table (K, 3).
+def tabulate(indices, shares, values, slopes, bends, table):
+    """Write G and its derivatives to table (K, 3): sums over nodes of shares[i] * values[k - indices[i] + M - 1].
 
-    The terms of G are added with compensation, so that its rounding error does not grow with their number.
+    The shares (I,) are of nodes whose logarithms are on the table's lattice, numbered by indices (I,) from 0 to M - 1;
+    values, slopes and bends (K + M - 1,) are log(1 + exp(z)) and its derivatives. The terms of G are added with
+    compensation, so that its rounding error does not grow with their number.
     """
-    for k in range(places.size):
-        x = places[k]
-        value, lost, slope, bend = 0.0, 0.0, 0.0, 0.0
-        for j in range(logs.size):
-            small = math.exp(-abs(x - logs[j]))
-            term = weights[j] * (max(x, logs[j]) + math.log1p(small))
-            new = value + term
-            part = new - value
-            lost += (value - (new - part)) + (term - part)
-            value = new
-            share = 1.0 / (1.0 + small)
-            slope += weights[j] * (share if x > logs[j] else small * share)
-            bend += weights[j] * (small * share * share)
-        table[k, 0], table[k, 1], table[k, 2] = value + lost, spacing * slope, spacing * spacing * bend
+    size = table.shape[0]
+    nodes = values.size - size + 1
+    total, lost = np.zeros(size), np.zeros(size)
+    slope, bend = np.zeros(size), np.zeros(size)
+    for i in range(indices.size):
+        share, begin = shares[i], nodes - 1 - indices[i]
+        for k in range(size):
+            term = share * values[begin + k]
+            new = total[k] + term
+            part = new - total[k]
+            lost[k] += (total[k] - (new - part)) + (term - part)
+            total[k] = new
+        for k in range(size):
+            slope[k] += share * slopes[begin + k]
+            bend[k] += share * bends[begin + k]
+    for k in range(size):
+        table[k, 0], table[k, 1], table[k, 2] = total[k] + lost[k], slope[k], bend[k]
 
 
 @kernel
@@ -88,19 +93,20 @@ def excess(kind, here, there):
 
 
 @kernel
-def from_infinity(there, x, at, total, table, low, spacing):
-    """Return the cost of flow_heun's step from inf: the limit of the others."""
+def from_infinity(there, x, at, total, shift, table, low, spacing):
+    """Return the cost of flow_heun's step from inf: the limit of the others, less what grows with the first level."""
     factor = 3.0 * there + 1.0
     p = 3.0 * (0.5 * x) + math.log(2.0 / factor)
-    return 3.0 * at - 2.0 * interpolated(table, low, spacing, p) - 2.0 * total * math.log(0.5 * factor)
+    loss = 3.0 * at - 2.0 * interpolated(table, low, spacing, p)
+    return (loss - 2.0 * total * math.log(0.5 * factor)) + shift
 
 
 @kernel
-def edge(kind, s, x, at, total, table, low, spacing, a, b):
+def edge(kind, s, x, at, total, shift, table, low, spacing, a, b):
     """Return the cost of the step from level a to level b."""
     here, there = s[a], s[b]
     if math.isinf(here):
-        return from_infinity(there, x[b], at[b], total, table, low, spacing)
+        return from_infinity(there, x[b], at[b], total, shift, table, low, spacing)
     across = here * there
     cross = 0.5 * (x[a] + x[b])
     if kind <= FLOW_HEUN:
@@ -118,19 +124,20 @@ def edge(kind, s, x, at, total, table, low, spacing, a, b):
 
 
 @entry_point
-def fill_edges(kind, s, x, at, total, table, low, spacing, reach, first, edges):
+def fill_edges(kind, s, x, at, total, shift, table, low, spacing, reach, first, edges):
     """Write the costs of the steps from levels first + i to edges[i], (rows, T)."""
     for i in range(edges.shape[0]):
         a = first + i
         for b in range(reach[a, 0], reach[a, 1]):
-            edges[i, b] = edge(kind, s, x, at, total, table, low, spacing, a, b)
+            edges[i, b] = edge(kind, s, x, at, total, shift, table, low, spacing, a, b)
 
 
 @entry_point
-def advance(edges, first, reach, last, costs):
+def advance(edges, first, reach, low, high, last, costs):
     """Write the least cost from level a to 0 in k + 1 steps to costs[a, k], (T, N); inf where there is no path.
 
-    For the rows from `first` on that `edges` holds; those below them are there already.
+    For the rows from `first` on that `edges` holds; those below them are there already. The level at place p of a path
+    must be at least low[p] and below high[p].
     """
     steps = costs.shape[1]
     for i in range(edges.shape[0] - 1, -1, -1):
@@ -144,17 +151,20 @@ def advance(edges, first, reach, last, costs):
             for k in range(1, steps):
                 trial = cost + theirs[k - 1]
                 mine[k] = trial if trial < mine[k] else mine[k]
+        for k in range(steps):
+            if a < low[steps - 1 - k] or a >= high[steps - 1 - k]:
+                mine[k] = np.inf
 
 
 @entry_point
-def best_path(kind, s, x, at, total, table, low, spacing, reach, costs, start, path):
+def best_path(kind, s, x, at, total, shift, table, low, spacing, reach, costs, start, path):
     """Write the levels of the best path from `start` in path.size steps to path."""
     path[0] = start
     for k in range(1, path.size):
         a, left = path[k - 1], path.size - 1 - k
         best = np.inf
         for b in range(reach[a, 0], reach[a, 1]):
-            cost = edge(kind, s, x, at, total, table, low, spacing, a, b) + costs[b, left]
+            cost = edge(kind, s, x, at, total, shift, table, low, spacing, a, b) + costs[b, left]
             if cost < best:
                 best = cost
                 path[k] = b
@@ -162,7 +172,7 @@ def best_path(kind, s, x, at, total, table, low, spacing, reach, costs, start, p
 
 @entry_point
 def paths_below(
-    kind, s, x, at, total, table, low, spacing, reach, costs, start, threshold, most, paths
+    kind, s, x, at, total, shift, table, low, spacing, reach, costs, start, threshold, most, paths
 ):
     """Write every path from `start` whose cost is at most `threshold` to paths (P, N).
 
@@ -190,7 +200,7 @@ def paths_below(
         looked += 1
         if looked > most:
             return -2
-        spent[depth] = spent[depth - 1] + edge(kind, s, x, at, total, table, low, spacing, a, b)
+        spent[depth] = spent[depth - 1] + edge(kind, s, x, at, total, shift, table, low, spacing, a, b)
         if not spent[depth] + costs[b, steps - 1 - depth] <= threshold:
             continue
         if depth == steps - 1:
