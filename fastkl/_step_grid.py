@@ -32,7 +32,7 @@ class TableGrid:
     def __init__(
         self, levels: Array, visit: Integers, min_spacing: int, eigenvalues: Array, sampler: str
     ) -> None:
-        self.levels, self.kind = levels, STEP_KINDS.index(sampler)
+        self.levels, self.kind, self.min_spacing = levels, STEP_KINDS.index(sampler), min_spacing
         with np.errstate(divide="ignore"):
             self.x = fixed(2.0 * np.log(levels))
         size = len(levels)

@@ -1,13 +1,13 @@
 """The best path of a deterministic sampler of two evaluations a step, and the proof, by branch and bound.
 
 What makes `fastkl._convex_search` work holds for these samplers too: what is lost is a sum over the steps, and the
-divergence is convex in it, so that a tangent's least value over all paths is a bound and a shortest path. But losses
+divergence is convex in it, so that a tangent's least value over all paths is a bound, and a shortest path. But losses
 have either sign: Heun's steps gain what the last step, Euler's, loses, and mixtures of paths that end at different
-levels cancel both, which no path does. The convex hull of all paths then says nothing. That of paths in a box, with the
-level at each place within bounds, does: where a box's bound does not exclude it, and too many paths are below it to be
-enumerated, the box is cut at the place where the paths of the best mixture disagree most.
+levels cancel both, which no path does. The convex hull of all paths then says nothing. That of the paths in a box, the
+level at each place within bounds, does. A box whose bound does not exclude it, with too many paths below it to be
+enumerated, is cut at the place where the paths of its best mixture disagree most.
 
-Mixtures are found on a compressed spectrum, the guide. Tangents, bounds and values are of the spectrum as given:
+Mixtures are found on a compressed spectrum, the guide. Tangents, bounds and values are about the spectrum as given:
 compression is proved for DDIM's divergences only.
 """
 
@@ -17,14 +17,15 @@ import heapq
 import itertools
 import math
 import time
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastkl._convex_search import ConvexSearch, Outcome, Tangent, corrected
-from fastkl._objective import Objective
 from fastkl._step_grid import TableGrid
+from fastkl._step_guesses import descended, guesses
 from fastkl._step_losses import StepObjective
 
 __all__ = ["StepSearch"]
@@ -32,29 +33,32 @@ __all__ = ["StepSearch"]
 Array = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
-EDGE_ROUNDING = 1.2e-14  # in the cost of a step, relative to the logarithms that cancel in it
+EDGE_ROUNDING = 1.2e-14  # in the cost of a step, relative to the largest logarithm
+LOSS_ROUNDING = 1e-15  # in what a step loses, relative to 1, and in the mismatch, relative to the largest logarithm
 ROUNDING = 1e-11  # in linearised costs, relative to their terms
-HOPELESS = 5e-3
 MOST_TANGENTS = 40  # of a box
-STALLED = 0.7  # a tangent that leaves more of the gap than this counts as one without progress
-PATIENCE = 4
-FEW_PATHS = 64  # of a box that are enumerated rather than cut apart
+STALLED, PATIENCE = 0.7, 4  # tangents in a row that may leave more of the gap than this before a box is cut
+HOPELESS = 5e-3  # how far below the best value, relative to it, a mixture makes a box not worth another tangent
+FEW_PATHS = 256  # of a box that are enumerated rather than cut apart
 EFFORT = 1 << 18  # steps looked at in an enumeration
 NEGLIGIBLE = 1e-9  # share of a path in a mixture
-MOVES = (1, 3, 10, 30, 100)  # of a level, in places on the grid
-MOST_MOVES = 200
+SAME_PLACE = 1e-6  # deviation in log s^2
+BESIDE_INFINITY = 4.0  # in log s^2 above the highest finite level: stands for an infinite first level
 
 
 @dataclass
 class Box:
-    """Bounds of the levels at each place of a path, (2, steps), paths within them, and what is known of all."""
+    """Bounds of the level at each place of a path, (2, steps), some paths within them, and what is known of all.
+
+    `tangent` is the best one, with the costs of the box's own paths, `parent` that of the box that it was cut from.
+    """
 
     bounds: Integers
     paths: list[Integers] = field(default_factory=list)
     bound: float = -math.inf
+    parent: Tangent | None = None
     tangent: Tangent | None = None
-    spread: Integers | None = None
-    fresh: bool = True
+    shares: Array = field(default_factory=lambda: np.empty(0))
 
 
 class StepSearch(ConvexSearch):
@@ -67,7 +71,7 @@ class StepSearch(ConvexSearch):
     ) -> None:
         super().__init__(grid, objective, starts)
         self.guide = self if guide is None else ConvexSearch(grid, guide, starts)
-        self._logarithms = np.full(len(objective.eigenvalues), grid.table.largest + 1.0)
+        self._largest = grid.table.largest + 1.0
 
     def run(self, steps: int, deadline: float, prove: bool, slack: float, target: float = 0.0) -> Outcome:
         """Search for the best path of `steps` steps, and with a proof for all with values up to `target`.
@@ -75,173 +79,190 @@ class StepSearch(ConvexSearch):
         `slack` is the relative error of the objective itself.
         """
         outcome = Outcome([], [])
-        root = Box(self.widest(steps))
-        for sign in (1.0, -1.0):  # the path that loses least, and the one that gains least
+        if steps == 1:
+            self.take_in(outcome, self.starts[:, None])
+            outcome.bound, outcome.complete = outcome.best, prove
+            return outcome
+        root = Box(self.widest(steps), self.first_paths(steps))
+        self.take_in(outcome, np.stack(root.paths))
+
+        def allowed() -> float:
+            value = max(outcome.best, target)
+            return value * (1.0 + slack) + self.blur(value, steps)
+
+        if prove:
+            self.branch(outcome, root, deadline, allowed)
+        else:
+            self.examine(outcome, root, deadline, allowed, 1)
+            outcome.bound = root.bound
+        return outcome
+
+    def first_paths(self, steps: int) -> list[Integers]:
+        """Return the path that loses least, the one that gains least, and some good ones."""
+        paths = []
+        for sign in (1.0, -1.0):
             weights = sign * self.objective.weights
             weights[self.objective.directions :] = 0.0
-            linear = self.grid.linearised(weights, steps, box=root.bounds)
-            root.paths.append(self._shortest(linear, weights, steps)[1])
-            root.paths.append(self.descend(root.paths[-1]))
-        self.take_in(outcome, np.stack(root.paths))
-        self.branch(outcome, root, steps, deadline, slack, target, prove)
-        print("nodes", self.nodes, "depth..")
-        return outcome
+            linear = self.grid.linearised(weights, steps, box=self.widest(steps))
+            paths.append(self._shortest(linear, weights, steps)[1])
+        good = guesses(self.guide, steps)
+        return paths + (good or [descended(self.guide, path) for path in paths])
 
     def widest(self, steps: int) -> Integers:
         """Return the box of all paths."""
-        size, place = len(self.grid.levels), np.arange(steps)
-        bounds = np.stack([place, size - (steps - 1 - place)])
-        bounds[:, 0] = self.starts[0], min(self.starts[-1] + 1, bounds[1, 0])
-        bounds[0, -1] = max(bounds[0, -1], int(np.argmax(self.grid.may_end)))
-        return bounds
+        size = len(self.grid.levels)
+        bounds = np.repeat([[0], [size]], steps, axis=1)
+        bounds[:, 0] = self.starts[0], self.starts[-1] + 1
+        bounds[0, -1] = np.argmax(self.grid.may_end)
+        return tightened(bounds, self.grid.min_spacing)
 
     def branch(
-        self, outcome: Outcome, root: Box, steps: int, deadline: float, slack: float, target: float, prove: bool
+        self, outcome: Outcome, root: Box, deadline: float, allowed: Callable[[], float]
     ) -> None:
-        """Examine boxes, the one with the least bound first, until no path is left that could be better."""
-        count = itertools.count(); self.nodes = 0
+        """Examine boxes, the one with the least bound first, until no path is left whose value is allowed."""
+        count = itertools.count()
         heap = [(root.bound, next(count), root)]
-        while heap:
-            outcome.bound = heap[0][0]
-            allowed = max(outcome.best, target) * (1.0 + slack)
-            if outcome.bound > allowed:
-                break
+        while heap and heap[0][0] <= allowed():
+            box = heapq.heappop(heap)[2]
+            self.examine(outcome, box, deadline, allowed, MOST_TANGENTS)
             if time.monotonic() > deadline:
+                outcome.bound = min([box.bound, outcome.best, *(bound for bound, _, _ in heap[:1])])
                 return
-            box = heapq.heappop(heap)[2]; self.nodes += 1
-            self.examine(outcome, box, steps, allowed)
-            allowed = max(outcome.best, target) * (1.0 + slack)
-            if box.bound > allowed or self.enumerated(outcome, box, steps, allowed):
+            if box.bound > allowed() or self.enumerated(outcome, box, allowed()):
                 continue
-            for part in self.halves(box):
+            for part in self.parts(box):
                 heapq.heappush(heap, (part.bound, next(count), part))
         outcome.bound, outcome.complete = outcome.best, True
 
-    def examine(self, outcome: Outcome, box: Box, steps: int, allowed: float) -> None:
-        guide = self.guide
-        idle, shares = 0, np.empty(0)
-        for _ in range(MOST_TANGENTS):
-            if box.paths:
-                paths = np.stack(box.paths)
-                vertices, constants = guide.points(paths)
-                if len(shares) < len(paths):
-                    values = guide.objective.value(vertices) + constants
-                    if len(shares) == 0:
-                        shares = (np.arange(len(paths)) == int(np.argmin(values))) * 1.0
-                    shares = np.append(shares, np.zeros(len(paths) - len(shares)))
-                shares = corrected(guide.objective, vertices, constants, shares)
-                mixval = float(guide.objective.value(shares @ vertices) + shares @ constants)
-                if mixval < outcome.best * (1 - HOPELESS) and len(paths) > 1 and box.tangent is not None:
-                    break
-                y = self.mixed(paths, shares)
-                tangent = self._tangent(self.objective, y, steps, True, box.bounds)
-            else:
-                weights = box.tangent.weights
-                tangent = Tangent(weights, box.tangent.constant, box.tangent.rounding,
-                                  self.grid.linearised(weights, steps, box=box.bounds))
+    def examine(
+        self, outcome: Outcome, box: Box, deadline: float, allowed: Callable[[], float], most: int
+    ) -> None:
+        """Lift the bound of a box by Frank-Wolfe's method, until it excludes the box or little is gained."""
+        steps, idle = box.bounds.shape[1], 0
+        for _ in range(most):
+            tangent = self.next_tangent(outcome, box)
+            if tangent is None:
+                return
             start, least = self.cheapest(tangent, steps)
             if math.isinf(least):
-                box.bound = math.inf
+                box.bound = math.inf  # no path keeps to the constraints
                 return
             outcome.iterations += 1
-            bound = tangent.constant + least - tangent.rounding
-            path = tangent.linear.path(start, steps)
-            before = outcome.best - box.bound
-            box.tangent = tangent if bound > box.bound or box.fresh else box.tangent
-            box.fresh = False
+            before, bound = outcome.best - box.bound, tangent.constant + least - tangent.rounding
+            if box.tangent is None or bound > box.tangent.bound:
+                box.tangent = replace(tangent, bound=bound)
             box.bound = max(box.bound, bound)
-            old = outcome.best
-            self.take_in(outcome, path[None])
-            if outcome.best < old:
-                self.take_in(outcome, self.descend(path)[None])
-            repeated = any(np.array_equal(path, other) for other in box.paths)
+            path = tangent.linear.path(start, steps)
+            self.take_in_better(outcome, path)
+            known = any(np.array_equal(path, other) for other in box.paths)
             idle = idle + 1 if outcome.best - box.bound > STALLED * before else 0
-            if box.bound > allowed or repeated or idle >= PATIENCE:
-                break
+            if known or idle >= PATIENCE or box.bound > allowed() or time.monotonic() > deadline:
+                return
             box.paths.append(path)
-        if box.paths and len(shares):
-            k = len(shares)
-            P = self.grid.x[np.stack(box.paths[:k])]
-            mean = shares @ P
-            box.spread = np.stack([mean, np.sqrt(np.maximum(shares @ np.square(P) - mean * mean, 0))])
 
-    def mixed(self, paths, shares):
+    def next_tangent(self, outcome: Outcome, box: Box) -> Tangent | None:
+        """Return the tangent at the best mixture of a box's paths; None if its value says that the box must be cut."""
+        steps = box.bounds.shape[1]
+        if not box.paths:
+            assert box.parent is not None
+            return replace(box.parent, linear=self.grid.linearised(box.parent.weights, steps, box=box.bounds))
+        guide, paths = self.guide, np.stack(box.paths)
+        vertices, constants = guide.points(paths)
+        shares = np.append(box.shares, np.zeros(len(paths) - len(box.shares)))
+        if len(box.shares) == 0:
+            shares[int(np.argmin(guide.objective.value(vertices) + constants))] = 1.0
+        box.shares = shares = corrected(guide.objective, vertices, constants, shares)
+        value = float(guide.objective.value(shares @ vertices) + shares @ constants)
+        if value < outcome.best * (1.0 - HOPELESS) and (box.tangent or box.parent) is not None:
+            return None
         kept = np.flatnonzero(shares > NEGLIGIBLE)
-        return shares[kept] @ self.points(paths[kept])[0]
+        y = shares[kept] / shares[kept].sum() @ self.points(paths[kept])[0]
+        return self.tangent(y, box.bounds)
 
-    def cheapest(self, tangent, steps):
-        totals = tangent.linear.costs[self.starts, steps - 1] + self.offsets @ tangent.weights + self.constants
-        i = int(np.argmin(totals))
-        return int(self.starts[i]), float(totals[i])
+    def tangent(self, y: Array, bounds: Integers) -> Tangent:
+        """Return the tangent at y, with the costs of the paths in a box."""
+        weights, value = self.objective.gradient(y), float(self.objective.value(y))
+        steps = bounds.shape[1]
+        linear = self.grid.linearised(weights, steps, box=bounds)
+        return Tangent(weights, value - float(weights @ y), self.rounding(weights, y, value, steps), linear)
 
-    def enumerated(self, outcome, box, steps, allowed):
-        tangent = box.tangent
+    def cheapest(self, tangent: Tangent, steps: int) -> tuple[int, float]:
+        """Return the start of the cheapest path and its cost, offsets and constants included; inf if there is none."""
+        costs = tangent.linear.costs[self.starts, steps - 1]
+        totals = costs + self.offsets @ tangent.weights + self.constants
+        best = int(np.argmin(totals))
+        return int(self.starts[best]), float(totals[best])
+
+    def take_in_better(self, outcome: Outcome, path: Integers) -> None:
+        """Take in a path, and if it is the best so far what moves of its levels lead to."""
+        before = outcome.best
+        self.take_in(outcome, path[None])
+        if outcome.best < before:
+            self.take_in(outcome, descended(self.guide, path)[None])
+
+    def enumerated(self, outcome: Outcome, box: Box, allowed: float) -> bool:
+        """Take in all paths of a box that its tangent lets be allowed; False, and nothing, if they are many."""
+        tangent, steps = box.tangent, box.bounds.shape[1]
+        if tangent is None:
+            return False
         rest = allowed - tangent.constant + tangent.rounding - self.offsets @ tangent.weights - self.constants
-        found = []
-        total = 0
-        for i in np.flatnonzero(tangent.linear.costs[self.starts, steps - 1] <= rest):
-            paths = tangent.linear.below(int(self.starts[i]), steps, float(rest[i]), EFFORT, FEW_PATHS)
+        found: list[Integers] = []
+        for start in np.flatnonzero(tangent.linear.costs[self.starts, steps - 1] <= rest):
+            place, most = int(self.starts[start]), FEW_PATHS - sum(map(len, found))
+            paths = tangent.linear.below(place, steps, float(rest[start]), EFFORT, most)
             if paths is None:
                 return False
-            total += len(paths)
-            if total > FEW_PATHS:
-                return False
             found.append(paths)
-        for p in found:
-            if len(p): self.take_in(outcome, p)
-        self.leaves = getattr(self, "leaves", 0) + total
+        if found:
+            self.take_in(outcome, np.concatenate(found))
         return True
 
-    def halves(self, box):
+    def parts(self, box: Box) -> list[Box]:
+        """Return the two halves of a box, cut where the paths of its best mixture disagree most, or else in the middle.
+
+        A path has as many levels as places, so that a cut at one place moves the bounds at others.
+        """
         width = box.bounds[1] - box.bounds[0]
-        spread = np.where(width > 1, box.spread[1] if box.spread is not None else 0, -1)
-        if spread.max() <= 1e-6:
-            p = int(np.argmax(width)); cut = int(box.bounds[0,p] + width[p]//2)
-        else:
-            p = int(np.argmax(spread)); cut = int(np.clip(np.searchsorted(-self.grid.x, -box.spread[0,p]), box.bounds[0,p]+1, box.bounds[1,p]-1))
-        out = []
+        place = int(np.argmax(width))
+        cut = int(box.bounds[0, place] + width[place] // 2)
+        if len(box.shares) > 1:
+            x = np.where(np.isinf(self.grid.x), self.grid.x[1] + BESIDE_INFINITY, self.grid.x)
+            y = x[np.stack(box.paths[: len(box.shares)])]
+            mean = box.shares @ y
+            spread = np.sqrt(box.shares @ np.square(y - mean)) * (width > 1)
+            if spread.max() > SAME_PLACE:
+                place = int(np.argmax(spread))
+                wanted = int(np.searchsorted(-x, -mean[place]))
+                cut = min(max(wanted, box.bounds[0, place] + 1), box.bounds[1, place] - 1)
+        halves = []
         for side in (0, 1):
-            b = box.bounds.copy()
-            b[1 - side, p] = cut
-            # order
-            for k in range(p+1, b.shape[1]): b[0,k] = max(b[0,k], b[0,k-1]+1)
-            for k in range(p-1, -1, -1): b[1,k] = min(b[1,k], b[1,k+1]-1)
-            if (b[0] >= b[1]).any(): continue
-            inside = [q for q in box.paths if ((q >= b[0]) & (q < b[1])).all()]
-            out.append(Box(b, inside, box.bound, box.tangent))
-        return out
-
-    def descend(self, path: Integers) -> Integers:
-        """Return the path that moves of single levels lead to, downhill on the guide."""
-        guide = self.guide
-        pts, c = guide.points(path[None]); value = float(guide.objective.value(pts)[0] + c[0])
-        for _ in range(MOST_MOVES):
-            moves = np.concatenate([MOVES, np.negative(MOVES)])
-            n = len(path)
-            changed = np.repeat(path[None], len(moves) * n, axis=0)
-            rows = np.arange(len(changed))
-            changed[rows, rows % n] += np.repeat(moves, n)
-            changed = np.ascontiguousarray(changed[self._allowed(changed)])
-            if not len(changed): break
-            pts, c = guide.points(changed)
-            v = guide.objective.value(pts) + c
-            k = int(np.argmin(v))
-            if not v[k] < value: break
-            path, value = changed[k], float(v[k])
-        return path
-
-    def _tangent(self, convex: Objective, y: Array, steps: int, prove: bool, box=None) -> Tangent:
-        """Return the tangent at y."""
-        weights, value = convex.gradient(y), float(convex.value(y))
-        linear = self.grid.linearised(weights, steps, box=box)
-        return Tangent(weights, value - float(weights @ y), self.rounding(weights, y, value, steps), linear)
+            bounds = box.bounds.copy()
+            bounds[1 - side, place] = cut
+            bounds = tightened(bounds, self.grid.min_spacing)
+            if (bounds[0] < bounds[1]).all():
+                inside = [p for p in box.paths if ((p >= bounds[0]) & (p < bounds[1])).all()]
+                halves.append(Box(bounds, inside, box.bound, box.tangent or box.parent))
+        return halves
 
     def rounding(self, weights: Array, y: Array, value: float, steps: int) -> float:
         """Bound the rounding error of a linearised value."""
         size = np.abs(weights)
-        edges = steps * EDGE_ROUNDING * float(size @ self._logarithms)
+        edges = steps * EDGE_ROUNDING * self._largest * float(size.sum())
         return ROUNDING * (float(size @ np.abs(y)) + abs(value)) + edges
 
-    def _snapped(self, path: Integers) -> Integers | None:
-        """Return None: there is no local optimum off the grid to go to."""
-        return None
+    def blur(self, value: float, steps: int) -> float:
+        """Bound what the rounding errors of S add to a value, where S and the prior's mismatch cancel.
+
+        |h'| <= sqrt(2 h) + h for all divergences that are convex, and Cauchy and Schwarz have the sum.
+        """
+        delta = LOSS_ROUNDING * (steps + self._largest)
+        total = float(self.objective.weights[: self.objective.directions].sum())
+        return 2.0 * (delta * (math.sqrt(4.0 * total * value) + 4.0 * value) + delta * delta * total)
+
+
+def tightened(bounds: Integers, spacing: int) -> Integers:
+    """Return a box without the levels that no path can be at, because of the order of its levels."""
+    away = spacing * np.arange(bounds.shape[1])
+    low = np.maximum.accumulate(bounds[0] - away) + away
+    high = np.minimum.accumulate((bounds[1] - away)[::-1])[::-1] + away
+    return np.stack([low, high])
