@@ -10,8 +10,10 @@ from numpy.typing import ArrayLike
 
 from fastkl._search_problem import Problem, Setting, combined, several, weights_of
 from fastkl._search_result import SearchResult
+from fastkl._step_problem import StepProblem
 from fastkl._validation import choice, integer, real_number
 from fastkl.evaluate import METRICS, PRIORS, refuse_zero_eigenvalue
+from fastkl.samplers import Sampler, get
 from fastkl.schedule import NoiseSchedule
 from fastkl.spectrum import Spectrum
 
@@ -22,7 +24,7 @@ def search(
     spectrum: Spectrum | ArrayLike | Sequence[Spectrum],
     schedule: NoiseSchedule,
     steps: int | Iterable[int],
-    sampler: str = "ddim",
+    sampler: str | Sampler = "ddim",
     metric: str = "kl",
     prior: str | None = None,
     prove: bool = True,
@@ -120,7 +122,11 @@ def search(
     >>> best.proved_optimal
     True
     """
-    choice("sampler", sampler, ("ddim",))
+    rule = get(sampler)
+    if not rule.one_step:
+        raise ValueError(f"sampler = {sampler!r}: must be deterministic and without memory of earlier steps")
+    if not rule.is_ddim and combine == "worst":
+        raise ValueError(f"combine = 'worst': needs the sampler 'ddim', got {sampler!r}")
     choice("metric", metric, METRICS)
     choice("combine", combine, ("sum", "worst"))
     if not isinstance(schedule, NoiseSchedule):
@@ -132,7 +138,10 @@ def search(
     data = combined(spectrum, shares)
     if metric != "w2":
         refuse_zero_eigenvalue(data, np.zeros((1, 2)), metric, isinstance(spectrum, Spectrum))
-    solve = Problem(data, setting).solve
+    if rule.is_ddim:
+        solve = Problem(data, setting).solve
+    else:
+        solve = StepProblem(data, setting, rule, sampler).solve
     if combine == "worst" and several(spectrum):
         from fastkl._minimax import Minimax
 

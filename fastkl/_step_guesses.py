@@ -16,10 +16,10 @@ Integers = NDArray[np.int64]
 LAST = (0.02, 0.06, 0.15, 0.3)  # the last level of a first guess, as a share of the grid from its least level
 FIRST = (0.0, 0.1, 0.3)  # the first level where it is free, as a share of those that are allowed
 COARSE = 6  # steps up to which the first guess is geometric; for more, it has the shape of the optimum for half as many
-NEWTON_STEPS = 12
+NEWTON_STEPS = 40
 BESIDE_INFINITY = 4.0  # in log s^2 above the highest finite level: stands for an infinite first level
 MOVES = np.array([1, 3, 10, 30, 100])  # of a level, in places on the grid
-MOST_MOVES = 60
+MOST_MOVES = 200
 DESCENTS = 2
 
 

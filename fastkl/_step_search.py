@@ -37,6 +37,7 @@ EDGE_ROUNDING = 1.2e-14  # in the cost of a step, relative to the largest logari
 LOSS_ROUNDING = 1e-15  # in what a step loses, relative to 1, and in the mismatch, relative to the largest logarithm
 ROUNDING = 1e-11  # in linearised costs, relative to their terms
 MOST_TANGENTS = 40  # of a box
+QUICK_TANGENTS = 3  # where nothing is to be proved
 STALLED, PATIENCE = 0.7, 4  # tangents in a row that may leave more of the gap than this before a box is cut
 HOPELESS = 5e-3  # how far below the best value, relative to it, a mixture makes a box not worth another tangent
 FEW_PATHS = 256  # of a box that are enumerated rather than cut apart
@@ -87,15 +88,18 @@ class StepSearch(ConvexSearch):
         self.take_in(outcome, np.stack(root.paths))
 
         def allowed() -> float:
-            value = max(outcome.best, target)
-            return value * (1.0 + slack) + self.blur(value, steps)
+            return self.allowed(max(outcome.best, target), slack, steps)
 
         if prove:
             self.branch(outcome, root, deadline, allowed)
-        else:
-            self.examine(outcome, root, deadline, allowed, 1)
-            outcome.bound = root.bound
+        elif self.objective.metric != "w2":
+            self.examine(outcome, root, deadline, allowed, QUICK_TANGENTS)
+            outcome.bound = min(root.bound, outcome.best)
         return outcome
+
+    def allowed(self, value: float, slack: float, steps: int) -> float:
+        """Return up to where another value may be the better one, but for the errors of both."""
+        return value * (1.0 + slack) + self.blur(value, steps)
 
     def first_paths(self, steps: int) -> list[Integers]:
         """Return the path that loses least, the one that gains least, and some good ones."""
@@ -148,14 +152,15 @@ class StepSearch(ConvexSearch):
                 box.bound = math.inf  # no path keeps to the constraints
                 return
             outcome.iterations += 1
-            before, bound = outcome.best - box.bound, tangent.constant + least - tangent.rounding
+            bound = tangent.constant + least - tangent.rounding
+            before = math.inf if box.tangent is None else outcome.best - box.tangent.bound
             if box.tangent is None or bound > box.tangent.bound:
                 box.tangent = replace(tangent, bound=bound)
             box.bound = max(box.bound, bound)
             path = tangent.linear.path(start, steps)
             self.take_in_better(outcome, path)
             known = any(np.array_equal(path, other) for other in box.paths)
-            idle = idle + 1 if outcome.best - box.bound > STALLED * before else 0
+            idle = idle + 1 if outcome.best - box.tangent.bound > STALLED * before else 0
             if known or idle >= PATIENCE or box.bound > allowed() or time.monotonic() > deadline:
                 return
             box.paths.append(path)

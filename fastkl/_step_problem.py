@@ -1,0 +1,102 @@
+"""A search for samplers of two evaluations a step that has been validated, and how results are made of what it finds."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastkl._dispatch import GUARD
+from fastkl._sampler_base import Sampler
+from fastkl._sampler_dispatch import checked_sampler
+from fastkl._search_problem import COMPRESSION, FOREVER, ROUNDING, Setting
+from fastkl._search_result import SearchResult
+from fastkl.evaluate import divergence
+from fastkl.spectrum import Spectrum
+
+__all__ = ["StepProblem"]
+
+Array = NDArray[np.float64]
+
+MOST_ENTRIES = 100_000  # of a spectrum on which a proof is tried: a path takes some milliseconds there
+MOST_OFFSETS = 1 << 22  # (start, entry) pairs, of which a table is kept
+
+
+class StepProblem:
+    """A search on one spectrum for any number of steps."""
+
+    def __init__(self, data: Spectrum, setting: Setting, sampler: Sampler, named: object) -> None:
+        with GUARD.importing:
+            from fastkl._step_grid import TableGrid
+            from fastkl._step_losses import StepObjective
+            from fastkl._step_search import StepSearch
+
+        if not setting.free_start:
+            checked_sampler(named, np.array([[setting.levels[0], 0.0]]))
+        self.data, self.setting, self.sampler = data, setting, sampler
+        arguments = setting.metric, setting.prior, sampler.name
+        small = StepObjective(data.compress(COMPRESSION), *arguments)
+        whole = StepObjective(data, *arguments)
+        starts = self.starts()
+        entries = len(whole.eigenvalues)
+        self.whole = entries <= MOST_ENTRIES and entries * len(starts) <= MOST_OFFSETS
+        searched = whole if self.whole else small
+        grid = TableGrid(
+            setting.levels, setting.visit, setting.min_spacing, searched.eigenvalues, sampler.name
+        )
+        self.guide = small
+        self.search = StepSearch(grid, searched, starts, small)
+
+    def starts(self) -> NDArray[np.int64]:
+        """Return the levels that a path may start from."""
+        if not self.setting.free_start:
+            return np.zeros(1, dtype=np.int64)
+        first = int(self.sampler.finite_start and math.isinf(self.setting.levels[0]))
+        visit = self.setting.visit
+        return np.arange(first, visit[0] + 1 if len(visit) else len(self.setting.levels))
+
+    def solve(self, steps: int, prove: bool, time_limit: float | None) -> SearchResult:
+        """Search, evaluate what may be best, and say what is proved."""
+        began, setting = time.monotonic(), self.setting
+        prove = prove and self.whole and setting.metric != "w2"
+        outcome = self.search.run(steps, began + (time_limit or FOREVER), prove, 4.0 * ROUNDING)
+        values = np.array(outcome.values)
+        near = np.flatnonzero(values <= self.search.allowed(values.min(), 4.0 * ROUNDING, steps))
+        paths = np.stack([outcome.paths[i] for i in near])
+        exact = self.values(setting.sigmas(paths))
+        best = int(np.argmin(exact))
+        value = float(exact[best])
+        bound = outcome.bound - (self.search.allowed(value, 4.0 * ROUNDING, steps) - value)
+        refined = self.refined(setting.sigmas(paths[best : best + 1])[0], value)
+        result = setting.result(paths[best], value, bound, outcome.complete, refined, outcome.iterations, began)
+        valid = self.whole and setting.metric != "w2"
+        return replace(
+            result,
+            sampler=self.sampler.name,
+            lower_bound=result.lower_bound if valid else None,
+            candidates=self.candidates(steps),
+        )
+
+    def values(self, sigmas: Array) -> Array:
+        """Return the divergences of schedules on the whole spectrum."""
+        found: Array = divergence(self.data, sigmas, self.setting.metric, self.sampler, self.setting.prior)
+        return found
+
+    def candidates(self, steps: int) -> int | None:
+        """Return how many choices there are; None where levels must be visited."""
+        size = len(self.setting.levels) - (steps - 1) * (self.setting.min_spacing - 1)
+        excluded = int(self.search.starts[0]) if self.setting.free_start else 0
+        return math.comb(size - excluded, steps) if excluded and not len(self.setting.visit) else self.setting.candidates(steps)
+
+    def refined(self, sigmas: Array, value: float) -> tuple[Array | None, float | None]:
+        """Return the local optimum beside a choice of levels and its value, for continuous schedules."""
+        if self.setting.schedule.is_discrete:
+            return None, None
+        from fastkl._step_refinement import refined_steps
+
+        moved = refined_steps(self.guide, sigmas, float(self.setting.levels[-1]))
+        moved_value = float(self.values(moved[None])[0])
+        return (moved, moved_value) if moved_value <= value else (sigmas, value)
