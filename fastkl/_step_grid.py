@@ -131,7 +131,7 @@ class Table:
     def __init__(self, x: Array, logs: Array) -> None:
         self.low, places = extent(x)
         self.places = places
-        first = float(logs.min()) - (NODES // 2 - 1) * SPACING
+        first = float(logs.min()) - (NODES // 2) * SPACING
         self._logs = logs
         self._spread = Deposit((logs - first) / SPACING)
         z = self.low - first + SPACING * np.arange(1 - self._spread.nodes, places)
@@ -158,7 +158,7 @@ class Table:
 
 
 class Deposit:
-    """Points t >= 3 whose weights are spread over the integers so that sums of smooth functions stay as they are."""
+    """Points t, about 4 or more, whose weights are spread over the integers so that sums of smooth functions stay as they are."""
 
     def __init__(self, t: Array) -> None:
         base = np.floor(t)
