@@ -37,7 +37,7 @@ Array = NDArray[np.float64]
 Parts = tuple[Array, Array, Array]
 
 DEEP = -0.5  # X/(B+K)^2 below which 1 + X/(B+K)^2 has lost digits, and the logarithm is taken of its factors
-CHUNK = 1 << 18  # (path, entry) pairs evaluated together
+CHUNK = 1 << 16  # (path, level, entry) triples evaluated together
 
 
 def trapezium(values: Array, here: Array, there: Array, fraction: Array, rest: Array) -> Parts:
@@ -124,12 +124,12 @@ class StepObjective(Objective):
         """Return S of paths of levels (paths, N+1) that end at 0, (paths, entries)."""
         values = self.eigenvalues
         out = np.empty((len(levels), len(values)))
-        rows = max(1, CHUNK // len(values))
+        rows = max(1, CHUNK // (levels.shape[1] * len(values)))
         for begin in range(0, len(levels), rows):
-            part = levels[begin : begin + rows]
-            with np.errstate(over="ignore"):  # a step from inf to 0 loses everything
-                total = np.log1p(np.square(part[:, -2, None]) / values)
-            for k in range(part.shape[1] - 2):
-                total += step_losses(self.sampler, values, part[:, k, None], part[:, k + 1, None])
+            part = levels[begin : begin + rows, :, None]
+            with np.errstate(over="ignore", divide="ignore"):  # a step from inf to 0 loses everything
+                total = np.log1p(np.square(part[:, -2]) / values)
+            if part.shape[1] > 2:
+                total += step_losses(self.sampler, values, part[:, :-2], part[:, 1:-1]).sum(axis=1)
             out[begin : begin + rows] = total
         return out

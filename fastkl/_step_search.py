@@ -84,7 +84,7 @@ class StepSearch(ConvexSearch):
             self.take_in(outcome, self.starts[:, None])
             outcome.bound, outcome.complete = outcome.best, prove
             return outcome
-        root = Box(self.widest(steps), self.first_paths(steps))
+        root = Box(self.widest(steps), self.first_paths(steps, deadline))
         self.take_in(outcome, np.stack(root.paths))
 
         def allowed() -> float:
@@ -101,7 +101,7 @@ class StepSearch(ConvexSearch):
         """Return up to where another value may be the better one, but for the errors of both."""
         return value * (1.0 + slack) + self.blur(value, steps)
 
-    def first_paths(self, steps: int) -> list[Integers]:
+    def first_paths(self, steps: int, deadline: float) -> list[Integers]:
         """Return the path that loses least, the one that gains least, and some good ones."""
         paths = []
         for sign in (1.0, -1.0):
@@ -109,8 +109,8 @@ class StepSearch(ConvexSearch):
             weights[self.objective.directions :] = 0.0
             linear = self.grid.linearised(weights, steps, box=self.widest(steps))
             paths.append(self._shortest(linear, weights, steps)[1])
-        good = guesses(self.guide, steps)
-        return paths + (good or [descended(self.guide, path) for path in paths])
+        good = guesses(self.guide, steps, deadline)
+        return paths + (good or [descended(self.guide, path, deadline) for path in paths])
 
     def widest(self, steps: int) -> Integers:
         """Return the box of all paths."""
@@ -158,7 +158,7 @@ class StepSearch(ConvexSearch):
                 box.tangent = replace(tangent, bound=bound)
             box.bound = max(box.bound, bound)
             path = tangent.linear.path(start, steps)
-            self.take_in_better(outcome, path)
+            self.take_in_better(outcome, path, deadline)
             known = any(np.array_equal(path, other) for other in box.paths)
             idle = idle + 1 if outcome.best - box.tangent.bound > STALLED * before else 0
             if known or idle >= PATIENCE or box.bound > allowed() or time.monotonic() > deadline:
@@ -198,12 +198,12 @@ class StepSearch(ConvexSearch):
         best = int(np.argmin(totals))
         return int(self.starts[best]), float(totals[best])
 
-    def take_in_better(self, outcome: Outcome, path: Integers) -> None:
+    def take_in_better(self, outcome: Outcome, path: Integers, deadline: float) -> None:
         """Take in a path, and if it is the best so far what moves of its levels lead to."""
         before = outcome.best
         self.take_in(outcome, path[None])
         if outcome.best < before:
-            self.take_in(outcome, descended(self.guide, path)[None])
+            self.take_in(outcome, descended(self.guide, path, deadline)[None])
 
     def enumerated(self, outcome: Outcome, box: Box, allowed: float) -> bool:
         """Take in all paths of a box that its tangent lets be allowed; False, and nothing, if they are many."""
