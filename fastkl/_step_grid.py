@@ -65,7 +65,18 @@ class TableGrid:
             box = np.repeat([[0], [len(self.x)]], steps, axis=1)
         else:
             reach = within(reach, box)
-        graph = (self.kind, self._levels, self.x, fixed(at), total, shift, table, self.table.low, SPACING, reach)
+        graph = (
+            self.kind,
+            self._levels,
+            self.x,
+            fixed(at),
+            total,
+            shift,
+            table,
+            self.table.low,
+            SPACING,
+            reach,
+        )
         return StepLinearised(graph, fixed(last), fixed(box, np.int64))
 
 
@@ -158,7 +169,7 @@ class Table:
 
 
 class Deposit:
-    """Points t, about 4 or more, whose weights are spread over the integers so that sums of smooth functions stay as they are."""
+    """Points t, about 4 or more, whose weights are spread over the integers: sums of smooth functions stay the same."""
 
     def __init__(self, t: Array) -> None:
         base = np.floor(t)

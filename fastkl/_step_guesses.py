@@ -75,7 +75,7 @@ def finite_places(search: ConvexSearch) -> Array:
 
 
 def refined(search: ConvexSearch, levels: Array) -> Array:
-    """Return levels of a local optimum off the grid, and 0; an infinite first level is put in the place of its stand-in."""
+    """Return levels of a local optimum off the grid, and 0; an infinite first level takes its place again."""
     sigmas = np.append(levels, 0.0)
     if np.isinf(search.grid.levels[0]) and levels[0] > search.grid.levels[1] * (1.0 + 1e-12):
         sigmas[0] = np.inf
@@ -125,7 +125,9 @@ def losses_of_steps(objective: StepObjective, sigmas: Array) -> Array:
     """Return S of each step of a schedule, (N, entries)."""
     values = objective.eigenvalues
     last = np.log1p(np.square(sigmas[-2]) / values)[None]
-    return np.concatenate([step_losses(objective.sampler, values, sigmas[:-2, None], sigmas[1:-1, None]), last])
+    return np.concatenate(
+        [step_losses(objective.sampler, values, sigmas[:-2, None], sigmas[1:-1, None]), last]
+    )
 
 
 def moved_losses(

@@ -9,12 +9,12 @@ DDIM's gain and something positive, so that no gain is 0. Relative to the true m
 
     S = log((lambda + s^2)(lambda + s'^2)/(B + K)^2) = log(1 + X/(B + K)^2),    X = lambda d^2 - 2 B K - K^2.
 
-| sampler   | u         | c                        | K                          | X                                     |
-|-----------|-----------|--------------------------|----------------------------|---------------------------------------|
-| heun      | s'        | d/(2 s')                 | lambda d^2/(2 M)           | -lambda d^3 s'/M - K^2                |
-| flow_heun | s'        | d (1+s')/(2 (1+s) s')    | f lambda d^2/(2 M)         | lambda d^3 (lambda-s')/((1+s)M) - K^2 |
-| dpm_2     | sqrt(ss') | d/sqrt(s s')             | lambda d^2 sqrt(s)/(R B)   | -lambda d^3/R^2 - K^2                 |
-| dpmpp_2s  | sqrt(ss') | d/s                      | lambda d^2 sqrt(s')/(R B)  | lambda d^3/R^2 - K^2                  |
+| sampler   | u         | c                     | K                        | X                                    |
+|-----------|-----------|-----------------------|--------------------------|--------------------------------------|
+| heun      | s'        | d/(2 s')              | lambda d^2/(2 M)         | -lambda d^3 s'/M - K^2               |
+| flow_heun | s'        | d (1+s')/(2 (1+s) s') | f lambda d^2/(2 M)       | lambda d^3 (lambda-s')/((1+s)M) - K^2 |
+| dpm_2     | sqrt(ss') | d/sqrt(s s')          | lambda d^2 sqrt(s)/(R B) | -lambda d^3/R^2 - K^2                |
+| dpmpp_2s  | sqrt(ss') | d/s                   | lambda d^2 sqrt(s')/(R B) | lambda d^3/R^2 - K^2                |
 
 M = lambda + s'^2, f = (1 + s')/(1 + s), R = sqrt(s) + sqrt(s'). In X what cancels has been taken out: it is of third
 order in d. S is below 0 for heun and dpm_2, above 0 for dpmpp_2s, and of either sign for flow_heun. Steps to 0 are

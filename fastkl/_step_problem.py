@@ -1,4 +1,4 @@
-"""A search for samplers of two evaluations a step that has been validated, and how results are made of what it finds."""
+"""A validated search for samplers of two evaluations a step, and how results are made of what it finds."""
 
 from __future__ import annotations
 
@@ -38,7 +38,8 @@ class StepProblem:
             checked_sampler(named, np.array([[setting.levels[0], 0.0]]))
         self.data, self.setting, self.sampler = data, setting, sampler
         arguments = setting.metric, setting.prior, sampler.name
-        small = StepObjective(data.compress(COMPRESSION), *arguments)
+        compressed = data.compress(COMPRESSION)
+        small = StepObjective(compressed, *arguments)
         whole = StepObjective(data, *arguments)
         starts = self.starts()
         entries = len(whole.eigenvalues)
@@ -48,6 +49,7 @@ class StepProblem:
             setting.levels, setting.visit, setting.min_spacing, searched.eigenvalues, sampler.name
         )
         self.guide = small
+        self.slack = 4.0 * (ROUNDING if self.whole else compressed.rtol + ROUNDING)
         self.search = StepSearch(grid, searched, starts, small)
 
     def starts(self) -> NDArray[np.int64]:
@@ -61,18 +63,19 @@ class StepProblem:
     def solve(self, steps: int, prove: bool, time_limit: float | None) -> SearchResult:
         """Search, evaluate what may be best, and say what is proved."""
         began, setting = time.monotonic(), self.setting
-        prove = prove and self.whole and setting.metric != "w2"
-        outcome = self.search.run(steps, began + (time_limit or FOREVER), prove, 4.0 * ROUNDING)
+        valid = self.whole and setting.metric != "w2"
+        outcome = self.search.run(steps, began + (time_limit or FOREVER), prove and valid, self.slack)
         values = np.array(outcome.values)
-        near = np.flatnonzero(values <= self.search.allowed(values.min(), 4.0 * ROUNDING, steps))
+        near = np.flatnonzero(values <= self.search.allowed(float(values.min()), self.slack, steps))
         paths = np.stack([outcome.paths[i] for i in near])
         exact = self.values(setting.sigmas(paths))
         best = int(np.argmin(exact))
         value = float(exact[best])
-        bound = outcome.bound - (self.search.allowed(value, 4.0 * ROUNDING, steps) - value)
+        bound = outcome.bound - (self.search.allowed(value, self.slack, steps) - value)
         refined = self.refined(setting.sigmas(paths[best : best + 1])[0], value)
-        result = setting.result(paths[best], value, bound, outcome.complete, refined, outcome.iterations, began)
-        valid = self.whole and setting.metric != "w2"
+        result = setting.result(
+            paths[best], value, bound, outcome.complete, refined, outcome.iterations, began
+        )
         return replace(
             result,
             sampler=self.sampler.name,
@@ -87,9 +90,10 @@ class StepProblem:
 
     def candidates(self, steps: int) -> int | None:
         """Return how many choices there are; None where levels must be visited."""
-        size = len(self.setting.levels) - (steps - 1) * (self.setting.min_spacing - 1)
-        excluded = int(self.search.starts[0]) if self.setting.free_start else 0
-        return math.comb(size - excluded, steps) if excluded and not len(self.setting.visit) else self.setting.candidates(steps)
+        setting = self.setting
+        if not setting.free_start or self.search.starts[0] == 0 or len(setting.visit):
+            return setting.candidates(steps)
+        return math.comb(len(setting.levels) - 1 - (steps - 1) * (setting.min_spacing - 1), steps)
 
     def refined(self, sigmas: Array, value: float) -> tuple[Array | None, float | None]:
         """Return the local optimum beside a choice of levels and its value, for continuous schedules."""

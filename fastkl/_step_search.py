@@ -34,13 +34,18 @@ Array = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
 EDGE_ROUNDING = 1.2e-14  # in the cost of a step, relative to the largest logarithm
-LOSS_ROUNDING = 1e-15  # in what a step loses, relative to 1, and in the mismatch, relative to the largest logarithm
+LOSS_ROUNDING = (
+    1e-15  # in what a step loses, relative to 1, and in the mismatch, relative to the largest logarithm
+)
 ROUNDING = 1e-11  # in linearised costs, relative to their terms
 MOST_TANGENTS = 40  # of a box
 QUICK_TANGENTS = 3  # where nothing is to be proved
 STALLED, PATIENCE = 0.7, 4  # tangents in a row that may leave more of the gap than this before a box is cut
-HOPELESS = 5e-3  # how far below the best value, relative to it, a mixture makes a box not worth another tangent
+HOPELESS = (
+    5e-3  # how far below the best value, relative to it, a mixture makes a box not worth another tangent
+)
 FEW_PATHS = 256  # of a box that are enumerated rather than cut apart
+PAIRS = 1 << 20  # (path, entry) pairs evaluated together
 EFFORT = 1 << 18  # steps looked at in an enumeration
 NEGLIGIBLE = 1e-9  # share of a path in a mixture
 SAME_PLACE = 1e-6  # deviation in log s^2
@@ -81,11 +86,13 @@ class StepSearch(ConvexSearch):
         """
         outcome = Outcome([], [])
         if steps == 1:
-            self.take_in(outcome, self.starts[:, None])
+            self.take_in_all(outcome, self.starts[self.grid.may_end[self.starts]][:, None])
+            if not outcome.paths:
+                raise ValueError("steps = 1: no choice of levels keeps to visit and min_spacing")
             outcome.bound, outcome.complete = outcome.best, prove
             return outcome
         root = Box(self.widest(steps), self.first_paths(steps, deadline))
-        self.take_in(outcome, np.stack(root.paths))
+        self.take_in_all(outcome, np.stack(root.paths))
 
         def allowed() -> float:
             return self.allowed(max(outcome.best, target), slack, steps)
@@ -109,8 +116,8 @@ class StepSearch(ConvexSearch):
             weights[self.objective.directions :] = 0.0
             linear = self.grid.linearised(weights, steps, box=self.widest(steps))
             paths.append(self._shortest(linear, weights, steps)[1])
-        good = guesses(self.guide, steps, deadline)
-        return paths + (good or [descended(self.guide, path, deadline) for path in paths])
+        moved = [descended(self.guide, path, deadline) for path in paths]
+        return paths + moved + guesses(self.guide, steps, deadline)
 
     def widest(self, steps: int) -> Integers:
         """Return the box of all paths."""
@@ -120,9 +127,7 @@ class StepSearch(ConvexSearch):
         bounds[0, -1] = np.argmax(self.grid.may_end)
         return tightened(bounds, self.grid.min_spacing)
 
-    def branch(
-        self, outcome: Outcome, root: Box, deadline: float, allowed: Callable[[], float]
-    ) -> None:
+    def branch(self, outcome: Outcome, root: Box, deadline: float, allowed: Callable[[], float]) -> None:
         """Examine boxes, the one with the least bound first, until no path is left whose value is allowed."""
         count = itertools.count()
         heap = [(root.bound, next(count), root)]
@@ -205,6 +210,12 @@ class StepSearch(ConvexSearch):
         if outcome.best < before:
             self.take_in(outcome, descended(self.guide, path, deadline)[None])
 
+    def take_in_all(self, outcome: Outcome, paths: Integers) -> None:
+        """Take in any number of paths, some at a time: what is evaluated together must not need too much memory."""
+        rows = max(1, PAIRS // len(self.objective.eigenvalues))
+        for begin in range(0, len(paths), rows):
+            self.take_in(outcome, paths[begin : begin + rows])
+
     def enumerated(self, outcome: Outcome, box: Box, allowed: float) -> bool:
         """Take in all paths of a box that its tangent lets be allowed; False, and nothing, if they are many."""
         tangent, steps = box.tangent, box.bounds.shape[1]
@@ -219,7 +230,7 @@ class StepSearch(ConvexSearch):
                 return False
             found.append(paths)
         if found:
-            self.take_in(outcome, np.concatenate(found))
+            self.take_in_all(outcome, np.concatenate(found))
         return True
 
     def parts(self, box: Box) -> list[Box]:

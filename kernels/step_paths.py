@@ -5,14 +5,15 @@ A step from level s to s' multiplies y by ((lambda + A)(lambda + M) + kappa lamb
 q) with p q = A M, p + q = A + M + kappa, and its discriminant (A - M)^2 + kappa (2 (A + M) + kappa) is positive: p and
 q are real and above 0. With weights w_j a step therefore costs
 
-    c(s, s') = G(log s^2) + G(log s'^2) + 2 G(log M) - 2 G(log p) - 2 G(log q),   G(x) = sum_j w_j log(lambda_j + exp(x)),
+    c(s, s') = G(log s^2) + G(log s'^2) + 2 G(log M) - 2 G(log p) - 2 G(log q),
+    G(x) = sum_j w_j log(1 + exp(x)/lambda_j),
 
 values of one function of one variable, whatever the number of eigenvalues. kappa = 0 is DDIM. G is tabulated with its
 first two derivatives and interpolated by polynomials of degree five.
 
-The arrays that describe a problem: kind, the sampler's number; s (T,) falling, the first may be inf (flow_heun); x
-log s^2; at (T,) G there; total, the sum of the weights; table (K, 3), low, spacing: G, spacing G', spacing^2 G'' at low
-+ k spacing; reach (T, 2), the first and the last+1 index that a step from a level may go to.
+The arrays that describe a problem: kind, the sampler's number; s (T,) falling, the first may be inf (flow_heun); x log
+s^2; at (T,) G there; total and shift, the sums of w_j and of w_j log lambda_j; table (K, 3), low, spacing: G, spacing
+G', spacing^2 G'' at low + k spacing; reach (T, 2), the first and the last+1 index that a step from a level may go to.
 """
 
 from __future__ import annotations
