@@ -38,6 +38,7 @@ CLOSEST = 0.01  # in log sigma: two levels off the grid, if it has none that are
 APART = 0.3  # in log sigma, by which two starts differ at some level
 SCATTERED = 512  # paths spread over all there are
 ROUNDED = 2  # descents whose ends are rounded to the grid in all ways
+WORTH = 1e-6  # relative gain from moves of several levels that is worth going on
 FEW = 1 << 11  # paths of which all are evaluated
 CLIMBS, FINE_CLIMBS = 8, 2  # grid paths that the discrete search begins at, on coarse and on fine grids
 MISTRUST = 10.0  # times the compression's error seen, within which paths are compared on the whole spectrum
@@ -246,27 +247,24 @@ class LocalSearch:
         """
         path = pool.least(1)[0]
         if self.whole is not self.values:
-            path = self._on_the_whole(pool, path, deadline)
+            path = self._on_the_whole(pool, deadline)
         exact = divergence(
             self.data, self.paths.sigmas(path[None])[0], self.setting.metric, self.rule, self.setting.prior
         )
         return path, float(exact)
 
-    def _on_the_whole(self, pool: Pool, path: Integers, deadline: float) -> Integers:
+    def _on_the_whole(self, pool: Pool, deadline: float) -> Integers:
+        """Return the path from which no small move gains more than the compression's least error, on the whole."""
         known = Pool(self.paths, self.whole)
         known.take(np.array(pool.least(DESCENTS)))
-        path, seen = known.least(1)[0], set()
-        while path.tobytes() not in seen and 0.0 < known.best < math.inf:
-            seen.add(path.tobytes())
-            near = np.concatenate([path[None], self.paths.beside(path, wide=True)])
+        before = math.inf
+        while 0.0 < known.best < before * (1.0 - LEAST_MISTRUST) and time.monotonic() <= deadline:
+            path, before = known.least(1)[0], known.best
+            near = np.concatenate([path[None], self.paths.beside(path, wide=False)])
             guess = self.values(self.paths.sigmas(near))
             error = max(LEAST_MISTRUST, abs(guess[0] / known.best - 1.0))
-            close = near[guess <= guess[0] * (1.0 + MISTRUST * error)]
-            known.take(close)
-            path = known.least(1)[0]
-            if time.monotonic() > deadline:
-                break
-        return path
+            known.take(near[guess <= guess[0] * (1.0 + MISTRUST * error)])
+        return known.least(1)[0]
 
     def _refined(
         self, path: Integers, value: float, starts: list[Descent], deadline: float
@@ -322,14 +320,21 @@ class Pool:
 def climb(pool: Pool, paths: list[Integers], wide: int, deadline: float) -> None:
     """Move every path to the best of those beside it, as long as one is better, all paths in step.
 
-    The best `wide` of those that end there look wider, and go on from what they find.
+    The best `wide` of those that end there look wider, and go on if they find something better that is worth it. (With
+    many levels there is no end of moves of several that gain next to nothing.)
     """
     settled = downhill(pool, paths, False, deadline)
     while settled and time.monotonic() <= deadline:
         settled = sorted(settled, key=lambda path: (pool.value(path), path.tolist()))[:wide]
         moved = downhill(pool, settled, True, deadline)
-        known = {path.tobytes() for path in settled}
-        settled = downhill(pool, [path for path in moved if path.tobytes() not in known], False, deadline)
+        if not moved:  # time is up
+            return
+        gained = [
+            new
+            for new, old in zip(moved, settled, strict=True)
+            if pool.value(new) < (1.0 - WORTH) * pool.value(old)
+        ]
+        settled = downhill(pool, gained, False, deadline)
 
 
 def downhill(pool: Pool, paths: list[Integers], wide: bool, deadline: float) -> list[Integers]:
