@@ -7,6 +7,7 @@ these one by one, two by two and all together until nothing helps. It draws no r
 
 from __future__ import annotations
 
+import heapq
 import math
 import time
 
@@ -43,6 +44,7 @@ FEW = 1 << 11  # paths of which all are evaluated
 CLIMBS, FINE_CLIMBS = 8, 2  # grid paths that the discrete search begins at, on coarse and on fine grids
 MISTRUST = 10.0  # times the compression's error seen, within which paths are compared on the whole spectrum
 LEAST_MISTRUST = 1e-9
+WORTH_WHOLE = 1e-7  # relative gain of a round of these comparisons that is worth another
 LEAST_VALUE = 1e-300  # so that 0 has a logarithm
 BLOCK = 1 << 12  # candidates evaluated together
 
@@ -254,11 +256,11 @@ class LocalSearch:
         return path, float(exact)
 
     def _on_the_whole(self, pool: Pool, deadline: float) -> Integers:
-        """Return the path from which no small move gains more than the compression's least error, on the whole."""
+        """Return the path from which, on the whole spectrum, no small move gains more than is worth it."""
         known = Pool(self.paths, self.whole)
         known.take(np.array(pool.least(DESCENTS)))
         before = math.inf
-        while 0.0 < known.best < before * (1.0 - LEAST_MISTRUST) and time.monotonic() <= deadline:
+        while 0.0 < known.best < before * (1.0 - WORTH_WHOLE) and time.monotonic() <= deadline:
             path, before = known.least(1)[0], known.best
             near = np.concatenate([path[None], self.paths.beside(path, wide=False)])
             guess = self.values(self.paths.sigmas(near))
@@ -288,11 +290,12 @@ class Pool:
     def __init__(self, paths: Paths, values: Values) -> None:
         self.paths, self.values = paths, values
         self._rows: dict[bytes, tuple[float, Integers]] = {}
+        self._best = math.inf
 
     @property
     def best(self) -> float:
         """The least value."""
-        return min(value for value, _ in self._rows.values())
+        return self._best
 
     def value(self, path: Integers) -> float:
         """Return the value of a path that was evaluated."""
@@ -303,6 +306,7 @@ class Pool:
         values = self.values(self.paths.sigmas(paths))
         for path, value in zip(paths, values.tolist(), strict=True):
             self._rows[path.tobytes()] = value, path
+        self._best = min(self._best, float(values.min(initial=math.inf)))
         return values
 
     def take_nearest(self, wanted: list[Array]) -> None:
@@ -312,9 +316,8 @@ class Pool:
             self.take(np.array(found))
 
     def least(self, count: int) -> list[Integers]:
-        """Return the best paths, best first; of equal ones the first in order of their levels."""
-        rows = sorted(self._rows.values(), key=lambda row: (row[0], row[1].tolist()))
-        return [path for _, path in rows[:count]]
+        """Return the best paths, best first; of equal ones the first that was evaluated."""
+        return [path for _, path in heapq.nsmallest(count, self._rows.values(), key=lambda row: row[0])]
 
 
 def climb(pool: Pool, paths: list[Integers], wide: int, deadline: float) -> None:
