@@ -149,10 +149,9 @@ class LocalSearch:
     def _take_all(self, pool: Pool, found: Integers, steps: int) -> None:
         """Evaluate the first paths that were found, or raise if there are none that the sampler can run on."""
         if len(found) == 0:
-            raise ValueError(
-                f"steps = {steps}: no choice of levels keeps to visit, min_spacing and the first and last level "
-                f"that {self.name} needs"
-            )
+            needs = self.rule.finite_start or self.rule.above_zero
+            ends = f", and to the first and last level that {self.name} needs" if needs else ""
+            raise ValueError(f"steps = {steps}: no choice of levels keeps to visit and min_spacing{ends}")
         pool.take(found)
         if math.isinf(pool.best) and self.rule.check is not None:
             self.rule.check(self.paths.sigmas(found[:1]), **dict(self.rule.options))
