@@ -62,9 +62,11 @@ def search(
         The update rule: a name of `fastkl.samplers.names()`, or what a function of `fastkl.samplers` returns. "ddim"
         (and the names of the same map) is searched with a proof, and so are the deterministic samplers of two
         evaluations a step, "heun", "flow_heun", "dpm_2" and "dpmpp_2s". All others are searched locally: what is
-        returned is better than DDIM's best levels and the standard schedules, and no single level can be moved for the
-        better by a power of 2, but other choices may be better still; `proved_optimal` is False and `lower_bound` None.
-        A sampler that needs a last level above 0 ends at the lowest level of the grid instead of 0.
+        returned is no worse than DDIM's best levels and, on the timesteps of a discrete schedule, the standard
+        schedules that keep to the constraints, and no single level can be moved for the better by a power of 2 (by more
+        than 1e-7 of the value where there are more than 256 eigenvalues). Other choices may be better still:
+        `proved_optimal` is False and `lower_bound` None. A sampler that needs a last level above 0 ends at the lowest
+        level of the grid instead of 0.
     metric : {"kl", "reverse_kl", "jeffreys", "w2"}
         Which divergence, as in `divergence`. `w2` is not convex: convex envelopes on boxes take its place, which
         shortest paths tighten until what is left can be enumerated.

@@ -230,7 +230,9 @@ def test_an_infinite_first_level(rng, sampler):
 
 def test_bad_samplers():
     schedule, data = NoiseSchedule.cosine(20), [Spectrum([1.0]), Spectrum([0.1])]
-    with pytest.raises(ValueError, match=r"^combine = 'worst': needs the sampler 'ddim', got sampler = 'heun'"):
+    with pytest.raises(
+        ValueError, match=r"^combine = 'worst': needs the sampler 'ddim', got sampler = 'heun'"
+    ):
         search(data, schedule, 3, "heun", combine="worst")
     with pytest.raises(ValueError, match=r"^spectrum\[1\] = 0\.0: must be above 0, because kl"):
         search([1.0, 0.0], schedule, 3, "heun")
