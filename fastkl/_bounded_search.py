@@ -36,21 +36,24 @@ ROUNDING = 1e-11  # in bounds of the box
 
 
 class Envelope(Objective):
-    """The convex envelope of w2 on a box of y; equal to it where the box lies below the inflection."""
+    """The convex envelope of w2 on a box of y, continued by straight lines beyond it, so that it is convex everywhere.
+
+    Equal to w2 where the box lies below the inflection. Tangents may be taken anywhere: they are below w2 in the box.
+    """
 
     def __init__(self, whole: Objective, low: Array, high: Array) -> None:
         self.__dict__.update(whole.__dict__)
         low, high = low[: self.directions], high[: self.directions]
-        self.start = np.where(high > INFLECTION, np.maximum(touching(high), low), np.inf)
-        self.chord = np.isfinite(self.start)
-        start = np.where(self.chord, self.start, 0.0)
-        width = np.where(self.chord, np.maximum(high - start, 1e-300), 1.0)
-        self.height = distance(start)
-        self.slope = np.where(self.chord, (distance(high) - self.height) / width, 0.0)
-        self.straight = self.chord & (low >= self.start)  # the chord is all of it
-        self.start = np.where(self.straight, -np.inf, self.start)
-        self.height = np.where(self.straight, self.height - self.slope * start, self.height)
-        self.origin = np.where(self.straight, 0.0, start)
+        chord = high > INFLECTION
+        self.start = np.where(chord, np.maximum(touching(high), low), high)
+        width = np.where(chord, np.maximum(high - self.start, 1e-300), 1.0)
+        self.height = distance(self.start)
+        q = np.exp(-0.5 * np.minimum(high, INFLECTION))
+        self.slope = np.where(chord, (distance(high) - self.height) / width, (1.0 - q) * q)
+        straight = chord & (low >= self.start)  # the chord is all of it
+        self.height = np.where(straight, self.height - self.slope * self.start, self.height)
+        self.origin = np.where(straight, 0.0, self.start)
+        self.start = np.where(straight, -np.inf, self.start)
 
     def value(self, y: Array) -> Array:
         """Return the envelope's sum."""
@@ -110,6 +113,8 @@ class BoundedSearch(ConvexSearch):
         `slack` is the relative error of the objective itself.
         """
         outcome = Outcome([], [])
+        if self.few(outcome, steps, prove):
+            return outcome
         self.begin(outcome, steps, self.likely_start(steps))
         low, high = self.widest_box()
         self.rounds(outcome, low, high, steps, deadline, prove, slack, target)
@@ -243,14 +248,21 @@ class BoundedSearch(ConvexSearch):
             if time.monotonic() > deadline:
                 return
             for sign, side in ((1.0, high), (-1.0, low)):
-                bound = sign * self.extreme(entry, sign, tangent, float(y[entry]), steps, limit)
+                bound = sign * self.extreme(entry, sign, tangent, float(y[entry]), steps, limit, deadline)
                 side[entry] = min(side[entry], bound) if sign > 0.0 else max(side[entry], bound)
 
         run_all(task, ((int(entry),) for entry in entries), thread_count(None))
         return float(np.max(1.0 - (high[entries] - low[entries]) / widths, initial=0.0))
 
     def extreme(
-        self, entry: int, sign: float, tangent: Tangent, known: float, steps: int, limit: float
+        self,
+        entry: int,
+        sign: float,
+        tangent: Tangent,
+        known: float,
+        steps: int,
+        limit: float,
+        deadline: float = math.inf,
     ) -> float:
         """Return a bound of sign * y[entry] over all paths whose value the tangent lets be `limit` or less.
 
@@ -264,6 +276,8 @@ class BoundedSearch(ConvexSearch):
         mu = 1.0 / max(allowed - least, 1e-300)
         rising, falling, best = (sign * known, allowed - least), None, math.inf
         for _ in range(CUTS):
+            if time.monotonic() > deadline:
+                return best
             weights = mu * tangent.weights - unit
             linear = self.grid.linearised(weights, steps)
             totals = linear.costs[self.starts, steps - 1] + self.offsets @ weights + mu * self.constants

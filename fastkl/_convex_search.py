@@ -12,6 +12,7 @@ the best value, and each tangent serves all starts at once.
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from dataclasses import dataclass, field
@@ -34,6 +35,7 @@ Integers = NDArray[np.int64]
 MOST_ITERATIONS = 40
 CLOSED = 1e-12  # relative gap that is rounding
 GOOD = 5e-4  # relative gap that is good enough without a proof
+FEW_PATHS = 1 << 12  # that are all evaluated where no proof is asked for
 FEW_STARTS = 8  # that are looked at without a proof, and SAMPLED of which the likeliest comes first
 SAMPLED = 24
 IMPROVED = 4  # starts whose best paths are moved level by level
@@ -137,6 +139,8 @@ class ConvexSearch(PathMoves):
     def run(self, steps: int, deadline: float, prove: bool, slack: float, target: float = 0.0) -> Outcome:
         """Search for the best path of `steps` steps, and with a proof for all with values up to `target`."""
         outcome, bounds = Outcome([], []), Bounds(len(self.starts))
+        if self.few(outcome, steps, prove):
+            return outcome
         self.explore(outcome, bounds, self.objective, steps, deadline, prove)
         if outcome.gap > GOOD:
             for path in self.best_of_starts(outcome):
@@ -144,6 +148,30 @@ class ConvexSearch(PathMoves):
         if prove:
             self.enumerate(outcome, bounds, steps, deadline, slack, target)
         return outcome
+
+    def few(self, outcome: Outcome, steps: int, prove: bool) -> bool:
+        """Take in all paths of a single step, or without a proof all there are if they are few."""
+        levels = np.arange(self.starts[0] + 1, len(self.grid.levels))
+        if steps == 1:
+            paths = self.starts[self.grid.may_end[self.starts]][:, None]
+        elif not prove and len(self.starts) == 1 and math.comb(len(levels), steps - 1) <= FEW_PATHS:
+            rest = np.array(list(itertools.combinations(levels, steps - 1)), dtype=np.int64)
+            paths = np.insert(rest.reshape(-1, steps - 1), 0, self.starts[0], axis=1)
+            paths = paths[self.allowed(paths)]
+        else:
+            return False
+        if len(paths) == 0:
+            raise ValueError(f"steps = {steps}: no choice of levels keeps to visit and min_spacing")
+        with np.errstate(
+            divide="ignore", invalid="ignore", over="ignore"
+        ):  # a step from inf to 0 loses everything
+            points, constants = self.points(paths)
+            values = self.objective.value(points) + constants
+        values[np.isnan(values)] = math.inf
+        for path, value in zip(paths, values.tolist(), strict=True):
+            outcome.add(path, value)
+        outcome.bound, outcome.complete, outcome.iterations = outcome.best, prove, 1
+        return True
 
     def explore(
         self,
@@ -215,10 +243,11 @@ class ConvexSearch(PathMoves):
         """Return the levels that Newton's method reaches for one start."""
         start = int(self.starts[place])
         levels = first_levels(self.grid, self.objective, self.offsets[place], start, steps)
+        if newton_steps == 0:
+            return levels
         least = float(self.grid.levels[-1])
-        return (
-            refined_levels(self.objective, levels, least, most_steps=newton_steps) if newton_steps else levels
-        )
+        most = float(self.grid.levels[1]) if np.isinf(levels[0]) else math.inf
+        return refined_levels(self.objective, levels, least, most=most, most_steps=newton_steps)
 
     def next_start(
         self, outcome: Outcome, bounds: Bounds, unexplored: NDArray[np.bool_], prove: bool
@@ -289,15 +318,10 @@ class ConvexSearch(PathMoves):
             point, constant = self.take_in(outcome, path[None])
             left = outcome.best - bounds.least[place]
             without_progress = without_progress + 1 if left > STALLED * gap else 0
-            repeated = bool((np.abs(vertices - point[0]).max(axis=1) == 0.0).any())
-            enough = CLOSED if prove else GOOD
-            if (
-                left <= enough * outcome.best
-                or repeated
-                or without_progress >= PATIENCE
-                or time.monotonic() > deadline
-            ):
-                break
+            if left <= (CLOSED if prove else GOOD) * outcome.best or without_progress >= PATIENCE:
+                return
+            if (vertices == point).all(axis=1).any() or time.monotonic() > deadline:
+                return
             vertices, constants = np.concatenate([vertices, point]), np.append(constants, constant)
             shares = corrected(convex, vertices, constants, np.append(shares, 0.0 if len(shares) else 1.0))
             y = shares @ vertices

@@ -25,15 +25,14 @@ LEAST = 1e-140  # density of levels, relative to the largest
 def first_levels(grid: Grid, objective: Objective, offset: Array, start: int, steps: int) -> Array:
     """Return N+1 levels from a level of the grid to 0 for losses on top of `offset`, within the grid's range."""
     top = float(grid.x[start])
-    x, bends = grid.bends(STRIDE)
-    inside = x < (top if np.isfinite(top) else np.inf)
-    if steps == 1 or inside.sum() < 2:
-        return evenly(grid, start, steps)
-    x, bends = x[inside], bends[inside]
     slopes = objective.weights.copy()
     for _ in range(ROUNDS):
         slopes[objective.directions :] = 0.0
-        inner = best_spread(x, bends @ slopes, steps, np.isinf(top))
+        x, square = grid.curvature(slopes, STRIDE)
+        inside = x < (top if np.isfinite(top) else np.inf)
+        if steps == 1 or inside.sum() < 2:
+            return evenly(grid, start, steps)
+        inner = best_spread(x[inside], np.maximum(square[inside], 0.0), steps, np.isinf(top))
         levels = np.concatenate([grid.levels[start : start + 1], np.exp(0.5 * inner), [0.0]])
         if not (np.diff(levels) < 0.0).all():
             return evenly(grid, start, steps)

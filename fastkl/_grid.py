@@ -15,6 +15,7 @@ __all__ = ["Grid", "Linearised"]
 Array = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
+MOST_TABLED = 1 << 21  # (place, eigenvalue) pairs whose tables are kept: 64 MB
 SPACING = 0.08  # of the table of G in log s^2: interpolation of degree seven is then right to rounding
 
 
@@ -49,12 +50,13 @@ class Grid:
         intervals = max(2, math.ceil((finite[0] - finite[-1]) / SPACING))
         self.low, self.spacing = float(finite[-1]), float((finite[0] - finite[-1]) / intervals) or 1.0
         places = self.low + self.spacing * np.arange(intervals + 1)
-        self._tables = logarithms(places, eigenvalues, self.spacing)
-        self._logs = np.log(eigenvalues)
+        self._places, self._eigenvalues, self._logs = places, eigenvalues, np.log(eigenvalues)
+        small = len(places) * len(eigenvalues) <= MOST_TABLED
+        self._tables = logarithms(places, eigenvalues, self.spacing) if small else None
 
     def linearised(self, weights: Array, steps: int, monge: bool = True) -> Linearised:
         """Return the least costs of all paths under weights of the eigenvalues, fast where no weight is negative."""
-        pieces = fixed(polynomials(self._tables @ weights))
+        pieces = fixed(polynomials(self.weighted(weights)))
         at = values_at(self.x, pieces, self.low, 1.0 / self.spacing)
         last = np.where(self.may_end, at - float(self._logs @ weights), math.inf)
         graph = (
@@ -68,15 +70,25 @@ class Grid:
         )
         return Linearised(graph, fixed(last), steps, monge and bool(weights.min() >= 0.0))
 
+    def weighted(self, weights: Array) -> Array:
+        """Return the table of G and its scaled derivatives for weights of the eigenvalues, (places, 4)."""
+        if self._tables is not None:
+            return np.asarray(self._tables @ weights)
+        block = max(1, MOST_TABLED // len(self._places))
+        total = np.zeros((len(self._places), 4))
+        for i in range(0, len(weights), block):
+            part = slice(i, i + block)
+            total += logarithms(self._places, self._eigenvalues[part], self.spacing) @ weights[part]
+        return total
+
     def restricted(self, kept: Integers) -> Grid:
         """Return the grid of some of the levels; only where neighbours need no spacing."""
         visit = np.searchsorted(kept, self.visit)
-        return Grid(np.ascontiguousarray(self.levels[kept]), visit, 1, np.exp(self._logs))
+        return Grid(np.ascontiguousarray(self.levels[kept]), visit, 1, self._eigenvalues)
 
-    def bends(self, stride: int) -> tuple[Array, Array]:
-        """Return places x, ascending, and the second derivatives of log(lambda + exp(x)) there, (places, entries)."""
-        places = np.arange(0, len(self._tables), stride)
-        return self.low + self.spacing * places, self._tables[places, 2] / self.spacing**2
+    def curvature(self, weights: Array, stride: int) -> tuple[Array, Array]:
+        """Return places x, ascending, and G'' there for weights of the eigenvalues."""
+        return self._places[::stride], self.weighted(weights)[::stride, 2] / self.spacing**2
 
 
 class Linearised:

@@ -59,9 +59,10 @@ class Minimax:
             problem = self.mixture(shares)
             outcome = problem.search.run(steps, deadline, prove, problem.slack)
             iterations += outcome.iterations
-            lifted = (outcome.best if outcome.complete else outcome.bound) * (1.0 - problem.slack)
-            if lifted > bound:
-                bound, best_shares = lifted, shares
+            least = outcome.best - float(problem.margins.max()) if outcome.complete else outcome.bound
+            better = least * (1.0 - problem.slack) > bound
+            if better:
+                bound, best_shares = least * (1.0 - problem.slack), shares
             new = {path.tobytes(): path for path in outcome.paths if path.tobytes() not in paths}
             if new:
                 paths |= new
@@ -71,6 +72,7 @@ class Minimax:
             if (
                 best - bound <= CLOSED * best
                 or reachable - bound <= CLOSED * best
+                or not (new or better)
                 or time.monotonic() > deadline
             ):
                 break

@@ -56,9 +56,10 @@ def refined_levels(
     least: float,
     held: NDArray[np.bool_] | None = None,
     apart: float = 0.0,
+    most: float = np.inf,
     most_steps: int = MOST_STEPS,
 ) -> Array:
-    """Return levels at a local minimum of the divergence, the first and the final 0 kept, none below `least`.
+    """Return levels at a local minimum of the divergence, the first and the final 0 kept, others in [least, most].
 
     Newton steps, made to go downhill and cut so that the order is kept, until nothing moves. Levels that are `held`,
     (N-1,), stay where they are; neighbours stay `apart` in log s^2, and where they come so close, the search ends.
@@ -72,11 +73,13 @@ def refined_levels(
         free = movable.copy()
         if levels[-2] <= least * (1.0 + 1e-12) and gradient[-1] >= 0.0:
             free[-1] = False  # it would go below `least`
+        if levels[1] >= most and gradient[0] <= 0.0:
+            free[0] = False
         if not free.any() or not np.isfinite(hessian).all():
             break
         move = np.zeros(len(gradient))
         move[free] = -solved(hessian[np.ix_(free, free)], gradient[free])
-        found = shortened(objective, levels, value, move, least, apart)
+        found = shortened(objective, levels, value, move, least, apart, most)
         if found is None:
             break
         levels, value, farthest = found
@@ -98,7 +101,13 @@ def solved(hessian: Array, gradient: Array) -> Array:
 
 
 def shortened(
-    objective: Objective, levels: Array, value: float, move: Array, least: float, apart: float
+    objective: Objective,
+    levels: Array,
+    value: float,
+    move: Array,
+    least: float,
+    apart: float,
+    most: float,
 ) -> tuple[Array, float, float] | None:
     """Return better levels on the way of a move of log s^2, their value, and how far one moved; None if none is."""
     x = 2.0 * np.log(levels[1:-1])
@@ -115,6 +124,7 @@ def shortened(
         moved = np.concatenate([levels[:1], np.exp(0.5 * (x + share * move)), [0.0]])
         moved[1:-1][~moving] = levels[1:-1][~moving]  # to the bit
         moved[-2] = max(moved[-2], least) if moving[-1] else moved[-2]
+        moved[1] = min(moved[1], most) if moving[0] else moved[1]
         if (np.diff(moved) < 0.0).all() and (moved_value := value_of(objective, moved)) < value:
             return moved, moved_value, float(np.abs(share * move).max())
         share *= 0.5

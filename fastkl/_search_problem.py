@@ -69,7 +69,8 @@ class Problem:
             gaps = -2.0 * np.diff(np.log(sigmas[:-1]))
         apart = float(np.min(gaps, initial=setting.apart))  # levels to visit may lie closer than others
         held = np.isin(path[1:], setting.visit)
-        moved = refined_levels(self.objective, sigmas, float(setting.levels[-1]), held, apart)
+        finite = setting.levels[np.isfinite(setting.levels)]
+        moved = refined_levels(self.objective, sigmas, float(finite[-1]), held, apart, float(finite[0]))
         moved_value = divergence(self.data, moved, setting.metric, prior=setting.prior)
         return (moved, moved_value) if moved_value <= value else (sigmas, value)
 

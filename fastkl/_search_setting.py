@@ -21,6 +21,7 @@ Array = NDArray[np.float64]
 
 DECADES = 3  # that a grid goes past the spectrum's deviations where the schedule goes on to 0 or inf
 LEAST, MOST = 1e-15, 1e15  # levels that can be evaluated
+MOST_LEVELS = 10**7  # of a grid
 SAME = 1e-12  # relative distance within which a level to visit takes the place of one of the grid
 
 
@@ -108,10 +109,11 @@ def grid_levels(schedule: NoiseSchedule, grid: Any, eigenvalues: Array) -> Array
     The timesteps of a discrete schedule; of a continuous one `grid` levels, evenly spaced in log sigma from the least
     to the largest, and as far as the spectrum matters where it goes on to 0 and inf.
     """
+    grid = integer("grid", grid, minimum=2, maximum=MOST_LEVELS)
     if schedule.is_discrete:
         levels = np.ascontiguousarray(schedule.sigmas(np.arange(schedule.num_train_timesteps))[::-1])
     else:
-        levels = spaced_levels(schedule, integer("grid", grid, minimum=2), eigenvalues)
+        levels = spaced_levels(schedule, grid, eigenvalues)
     for i, level in enumerate(levels.tolist()):
         if not (LEAST <= level <= MOST or (i == 0 and level == math.inf)):
             rule = f"must be within {LEAST:g} and {MOST:g} to be evaluated"

@@ -209,6 +209,48 @@ def test_the_grid_reaches_the_ends_of_the_schedule_and_past_the_spectrum():
     assert fine.value < 1.01 * geodesic
 
 
+@pytest.mark.parametrize("metric", [*METRICS, "w2"])
+def test_one_step_from_a_free_start_where_one_is_infinite(metric):
+    for schedule in (NoiseSchedule.tangent(1.0), ZERO_SNR):
+        best = search([1.0, 0.1], schedule, 1, metric=metric, free_start=True, grid=18)
+        levels = grid_of(schedule, 18, Spectrum([1.0, 0.1]))
+        values = fastkl.divergence([1.0, 0.1], with_zero(levels, np.arange(len(levels))[:, None]), metric,
+                                   prior=schedule.prior)  # fmt: skip
+        assert best.value == values.min()
+        assert best.proved_optimal
+
+
+def test_a_proof_is_not_needed_for_the_best_of_few_choices(rng):
+    for _ in range(20):
+        data, schedule = random_spectrum(rng), random_schedule(rng, 20)
+        metric = (*METRICS, "w2")[rng.integers(4)]
+        prior = PRIORS[rng.integers(4)]
+        found = fastkl.exhaustive(data, schedule, 4, metric, prior, grid=20, keep=1)
+        best = search(data, schedule, 4, metric=metric, prior=prior, grid=20, prove=False)
+        assert best.value <= found.value * (1 + SAME)
+        assert not best.proved_optimal
+
+
+def test_the_worst_of_several_without_a_proof_ends_when_nothing_new_is_found():
+    several = [Spectrum([1.0, 0.1]), Spectrum([3.0, 0.01])]
+    best = search(several, NoiseSchedule.flow(), 12, metric="w2", combine="worst", grid=100, prove=False)
+    assert best.iterations < 20
+
+
+def test_refined_levels_stay_where_levels_can_be_evaluated():
+    best = search([1e30, 3e29], NoiseSchedule.flow(), 5, grid=50)
+    assert best.refined_value <= best.value
+
+
+def test_tables_of_many_eigenvalues_are_summed_in_blocks(rng, monkeypatch):
+    data, schedule = Spectrum(1 + 1e-6 * rng.random(400)), NoiseSchedule.ddpm_linear(100)
+    known = search(data, schedule, 4)
+    monkeypatch.setattr("fastkl._grid.MOST_TABLED", 1000)
+    best = search(data, schedule, 4)
+    assert (best.value, best.proved_optimal) == (known.value, True)
+    np.testing.assert_array_equal(best.sigmas, known.sigmas)
+
+
 # ---- bounds and proofs where the search is cut short
 
 

@@ -136,6 +136,18 @@ def test_envelopes_are_convex_and_below(rng):
         np.testing.assert_allclose(envelope.gradient(y[row]) / envelope.weights, slope, atol=1e-5)
 
 
+def test_tangents_of_envelopes_are_below_in_the_box_wherever_they_are_taken(rng):
+    size = 300
+    whole = Objective(Spectrum(np.ones(size)), "w2", "exact")
+    low, width = rng.uniform(-2, 6, size), np.exp(rng.normal(0, 2, size))
+    envelope = Envelope(whole, low, low + width)
+    inside = low + width * np.linspace(0, 1, 200)[:, None]
+    for _ in range(50):
+        y = low + width * rng.uniform(-3, 4, size)
+        tangent = envelope.terms(y) + envelope.gradient(y) / envelope.weights * (inside - y)
+        assert (tangent <= distance(inside) + 1e-11 * (1 + np.abs(tangent))).all()
+
+
 @pytest.mark.parametrize("free_start", [False, True])
 def test_boxes_hold_every_path_that_matters(rng, free_start):
     """Bounds of y, first of all paths and then of those below a limit, against all paths."""
