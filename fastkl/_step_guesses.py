@@ -24,6 +24,7 @@ NEWTON_STEPS = 30
 BESIDE_INFINITY = 4.0  # in log s^2 above the highest finite level: stands for an infinite first level
 MOVES = np.array([1, 3, 10, 30, 100])  # of a level, in places on the grid
 LEAST_GAIN = 1e-12  # of a move, relative: less may be rounding
+MOST_MOVES = 80  # they zigzag, the more the longer a path is
 DESCENTS = 3
 
 
@@ -96,9 +97,9 @@ def snapped(search: ConvexSearch, start: int, sigmas: Array) -> Integers:
 def descended(search: ConvexSearch, path: Integers, deadline: float) -> Integers:
     """Return the path that moves of single levels lead to, each the best of all."""
     objective, levels = search.objective, search.grid.levels
-    while time.monotonic() < deadline:
+    for _ in range(MOST_MOVES):
         changed, place = neighbours(search, path)
-        if len(changed) == 0:
+        if len(changed) == 0 or time.monotonic() > deadline:
             break
         first = np.searchsorted(search.starts, np.append(path[0], changed[:, 0]))
         steps = losses_of_steps(objective, np.append(levels[path], 0.0))

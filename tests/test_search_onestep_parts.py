@@ -177,15 +177,21 @@ def test_slopes_of_the_divergence_in_the_levels(rng, sampler, metric):
     for first in (9.0, math.inf) if sampler == "flow_heun" else (9.0,):
         sigmas = np.array([first, 3.0, 0.9, 0.4, 0.1, 0.0])
         gradient, hessian = slopes_in_levels(objective, sigmas)
-        step, scale = 1e-4, value_of(objective, sigmas)
-        for k in range(4):
-            up, down = sigmas.copy(), sigmas.copy()
-            up[k + 1] *= math.exp(step / 2)
-            down[k + 1] *= math.exp(-step / 2)
-            slope = (value_of(objective, up) - value_of(objective, down)) / (2 * step)
-            assert gradient[k] == pytest.approx(slope, rel=1e-5, abs=1e-7 * scale)
-            bend = slopes_in_levels(objective, up)[0] - slopes_in_levels(objective, down)[0]
-            np.testing.assert_allclose(hessian[k], bend / (2 * step), rtol=1e-4, atol=1e-5 * scale)
+
+        def moved(k, change, sigmas=sigmas):
+            levels = sigmas.copy()
+            levels[k + 1] *= math.exp(change / 2)
+            return levels
+
+        step, scale = 1e-3, float(np.abs(gradient).max()) + value_of(objective, sigmas)
+        for k in range(4):  # differences of fourth order
+            near, far = (
+                [value_of(objective, moved(k, sign * by)) for sign in (1, -1)] for by in (step, 2 * step)
+            )
+            slope = (8 * (near[0] - near[1]) - (far[0] - far[1])) / (12 * step)
+            assert gradient[k] == pytest.approx(slope, abs=1e-8 * scale)
+            up, down = (slopes_in_levels(objective, moved(k, sign * 1e-4))[0] for sign in (1, -1))
+            np.testing.assert_allclose(hessian[k], (up - down) / 2e-4, rtol=1e-4, atol=1e-5 * scale)
 
 
 @pytest.mark.parametrize("sampler", STEP_KINDS)
