@@ -63,7 +63,7 @@ def sweep(
         to another configuration (the message says which key changed).
     TypeError
         If an argument is of the wrong kind.
-    RuntimeError
+    BlockingIOError
         If another process is writing to the folder.
     OSError
         If a file cannot be written. What is written stays, and the same call goes on from there.

@@ -46,6 +46,9 @@ class Best:
         if not rows.size:
             return
         order = rows[np.lexsort((indices[rows], values[rows]))]
+        if self._copies == 1:  # equal levels have equal values, and so mostly stand side by side now
+            again = (levels[order[1:]] == levels[order[:-1]]).all(axis=1)
+            order = order[np.append(True, ~again)]
         found = (Record(float(values[i]), int(indices[i]), (problem, levels[i].tobytes())) for i in order)
         kept, _ = self._walk(found)
         self._records += kept

@@ -23,7 +23,7 @@ from pydantic_core import PydanticCustomError
 
 from fastkl.sweeps.axes import Listed, Ranged
 
-__all__ = ["AXES", "Family", "Geodesic", "Random", "Search", "SweepConfig", "Uniform", "load"]
+__all__ = ["AXES", "FAMILIES", "Family", "Geodesic", "Random", "Search", "SweepConfig", "Uniform", "load"]
 
 AXES = ("spectrum", "schedule", "sampler", "family", "steps", "metric", "prior")  # what `per` may name
 MOST_SHOWN = 5  # errors of one configuration

@@ -33,7 +33,7 @@ class Groups:
         self._plan = plan
         copies = 1 if config.distinct else config.top
         self._options = (config.top, copies, 1.0 + SLACK * config.rtol)
-        self.best: dict[tuple[str | int, ...], Best] = {}
+        self.best: dict[tuple[int, ...], Best] = {}
 
     def of(self, part: Part, cell: Cell) -> Best:
         """Return the best of a cell's group."""

@@ -28,7 +28,7 @@ def top_table(plan: Plan, chunks: Iterable[pa.Table]) -> pa.Table:
         for at in range(0, len(chunk), ROWS):
             take_in(plan, groups, chunk.slice(at, ROWS), searches)
     batches = []
-    for key in groups.best:
+    for key in sorted(groups.best):
         exact = sorted(again(plan, record) for record in groups.best[key].records())
         for rank, (value, record) in enumerate(exact[: plan.config.top], 1):
             batches.append(row_of(plan, rank, value, record, searches.get(record.index, (None, None))))

@@ -12,9 +12,10 @@ from itertools import accumulate
 from typing import Any, NamedTuple
 
 from fastkl._sampler_base import Sampler
+from fastkl.evaluate import PRIORS
 from fastkl.schedule import NoiseSchedule
 from fastkl.spectrum import Spectrum
-from fastkl.sweeps.config import Family, Geodesic, Random, Search, SweepConfig
+from fastkl.sweeps.config import FAMILIES, Family, Geodesic, Random, Search, SweepConfig
 
 __all__ = ["Cell", "Plan", "Product", "flattened"]
 
@@ -191,19 +192,25 @@ class Plan:
         prior = self.priors[cell.prior]
         return self.schedules[cell.schedule].prior if prior == "schedule" else prior
 
-    def group(self, part: Part, cell: Cell) -> tuple[str | int, ...]:
-        """Return what the best candidates of a cell are compared within."""
+    def group(self, part: Part, cell: Cell) -> tuple[int, ...]:
+        """Return what the best candidates of a cell are compared within, in numbers that put groups in order."""
         family = self.generator(part, cell)
-        names: dict[str, str | int] = {
-            "spectrum": self.spectrum_names[cell.spectrum],
-            "schedule": self.schedule_names[cell.schedule],
-            "sampler": self.sampler_of(part, cell)[0],
-            "family": "search" if isinstance(family, Search) else family.family,  # type: ignore[attr-defined]
-            "steps": self.budgets[cell.budget],
-            "metric": self.metrics[cell.metric],
-            "prior": self.prior(cell),
+        searched = isinstance(family, Search)
+        places = {
+            "spectrum": cell.spectrum,
+            "schedule": cell.schedule,
+            "sampler": self._place_of_ddim if searched else cell.sampler,
+            "family": len(FAMILIES) if searched else FAMILIES.index(family.family),  # type: ignore[union-attr]
+            "steps": cell.budget,
+            "metric": cell.metric,
+            "prior": PRIORS.index(self.prior(cell)),
         }
-        return tuple(names[key] for key in self.config.per)
+        return tuple(places[key] for key in self.config.per)
+
+    @property
+    def _place_of_ddim(self) -> int:
+        names = self.sampler_names
+        return names.index("ddim") if "ddim" in names else len(names)
 
     def seeds(self) -> list[int]:
         """Return the seeds of random candidates."""

@@ -187,6 +187,8 @@ def told_of_resuming(store: Store) -> Iterator[None]:
     """Say what is safe when a file cannot be written."""
     try:
         yield
+    except BlockingIOError:
+        raise
     except OSError as error:
         if error.errno is None:
             raise
@@ -210,8 +212,10 @@ def locked(path: Path) -> Iterator[None]:
                 raise
             file.seek(0)
             owner = file.read().strip() or "unknown"
-            raise RuntimeError(
-                f"{path.parent}: another sweep is writing to this folder (process {owner})"
+            raise BlockingIOError(
+                errno.EWOULDBLOCK,
+                f"another sweep is writing to this folder (process {owner})",
+                str(path.parent),
             ) from None
         file.truncate(0)
         file.write(str(os.getpid()))
