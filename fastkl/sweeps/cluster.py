@@ -6,6 +6,7 @@ import operator
 from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any
+from uuid import uuid4
 
 from fastkl.moments import SpectrumMoments
 from fastkl.sweeps.evaluation import chunk_bytes
@@ -33,13 +34,13 @@ def run_on_cluster(
 ) -> None:
     """Evaluate chunks on the workers and hand their files to `finished`, in the order in which they are done.
 
-    The plan, with its spectra, is sent to the workers once. Few chunks are submitted ahead of those that are done, so
+    The plan, with its spectra, is sent once; workers get it from each other. Few chunks are submitted ahead of those that are done, so
     that neither the scheduler nor this process holds more of them, however many there are.
     """
     from distributed import as_completed
 
-    shared = client.scatter(plan, broadcast=True, hash=False)
-    name = f"fastkl-{plan.hash()[:16]}-{id(shared):x}"
+    name = f"fastkl-{plan.hash()[:16]}-{uuid4().hex}"
+    shared = sent(client, plan, f"{name}-plan")
 
     def submit(number: int) -> Any:
         future = client.submit(
@@ -59,6 +60,24 @@ def run_on_cluster(
                 running.add(submit(number))
     finally:
         running.clear()  # what is still submitted is let go
+
+
+def sent(client: Any, plan: Plan, key: str) -> Any:
+    """Return a future of the plan.
+
+    It is the result of a task, not scattered data: where all workers that hold it are lost, Dask computes it again, and
+    a cluster that scales from no workers at all sees that there is work.
+    """
+    import dask
+
+    # a spectrum of a million eigenvalues is more than Dask expects a task to carry
+    with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1TB"}):
+        return client.submit(itself, plan, key=key, pure=False)
+
+
+def itself(plan: Plan) -> Plan:
+    """Return the plan."""
+    return plan
 
 
 def cluster_moments(client: Any, parts: list[Any]) -> SpectrumMoments:
