@@ -4,13 +4,12 @@ Axes are lists of numbers here; the levels come from the public functions of fas
 """
 
 import itertools
+from functools import cache
 
 import numpy as np
 
 import fastkl
 from fastkl import discretize
-
-ENDS = ("sigma_min", "sigma_max")
 
 
 def grid(family):
@@ -20,16 +19,23 @@ def grid(family):
         yield {**family, **dict(zip(lists, values, strict=True))}
 
 
+@cache
+def geodesic(schedule, steps, spectrum):
+    """Geodesic levels, which take long."""
+    return discretize.geodesic(schedule, steps, spectrum)
+
+
 def levels_of(schedule, steps, parameters, spectrum):
     """The levels of one candidate, moved to timesteps where there are any; None if it has none."""
     parameters = dict(parameters)
     family, snap = parameters.pop("family"), parameters.pop("snap", schedule.is_discrete)
-    if family == "geodesic":
-        parameters["spectrum"] = spectrum
     if family in ("power_uniform", "quadratic"):
         parameters["snap"] = snap
     try:
-        levels = getattr(discretize, family)(schedule, steps, **parameters)
+        if family == "geodesic":
+            levels = geodesic(schedule, steps, spectrum)
+        else:
+            levels = getattr(discretize, family)(schedule, steps, **parameters)
         if snap:
             levels = discretize.snap(schedule, levels)
     except ValueError:

@@ -34,8 +34,8 @@ def run_on_cluster(
 ) -> None:
     """Evaluate chunks on the workers and hand their files to `finished`, in the order in which they are done.
 
-    The plan, with its spectra, is sent once; workers get it from each other. Few chunks are submitted ahead of those that are done, so
-    that neither the scheduler nor this process holds more of them, however many there are.
+    The plan, with its spectra, is sent once; workers get it from each other. Few chunks are submitted ahead of those
+    that are done, so that neither the scheduler nor this process holds more of them, however many there are.
     """
     from distributed import as_completed
 

@@ -237,25 +237,25 @@ class Search(Model):
 
 Metric = Literal["kl", "reverse_kl", "jeffreys", "w2"]
 Prior = Literal["schedule", "vp", "ve", "flow", "exact"]
-Count = Annotated[int, Field(ge=1, le=10**6)]
+Counts = Annotated[list[Annotated[int, Field(ge=1, le=10**6)]], Field(min_length=1)]
 
 
 class SweepConfig(Model):
     """A sweep: the product of its lists, and searches."""
 
-    spectra: Annotated[list[Any], Field(min_length=1)]
-    schedules: Annotated[list[Any], Field(min_length=1)]
+    spectra: Annotated[list[Any], BeforeValidator(as_list), Field(min_length=1)]
+    schedules: Annotated[list[Any], BeforeValidator(as_list), Field(min_length=1)]
     families: list[AnyFamily] = []
     searches: list[Search] = []
-    steps: Annotated[list[Count] | None, BeforeValidator(as_list), Field(min_length=1)] = None
-    nfe: Annotated[list[Count] | None, BeforeValidator(as_list), Field(min_length=1)] = None
-    samplers: Annotated[list[Any], Field(min_length=1)] = ["ddim"]
-    metrics: Annotated[list[Metric], Field(min_length=1)] = ["kl"]
-    priors: Annotated[list[Prior], Field(min_length=1)] = ["schedule"]
+    steps: Annotated[Counts | None, BeforeValidator(as_list)] = None
+    nfe: Annotated[Counts | None, BeforeValidator(as_list)] = None
+    samplers: Annotated[list[Any], BeforeValidator(as_list), Field(min_length=1)] = ["ddim"]
+    metrics: Annotated[list[Metric], BeforeValidator(as_list), Field(min_length=1)] = ["kl"]
+    priors: Annotated[list[Prior], BeforeValidator(as_list), Field(min_length=1)] = ["schedule"]
     rtol: float = Field(default=1e-8, ge=0.0, lt=1.0)
     backend: Literal["auto", "cpu", "gpu"] = "auto"
     top: int = Field(default=100, ge=1, le=100_000)
-    per: list[Literal[AXES]] = ["spectrum", "metric", "steps"]
+    per: Annotated[list[Literal[AXES]], BeforeValidator(as_list)] = ["spectrum", "metric", "steps"]
     distinct: bool = True
     full: bool = False
     chunk: int | None = Field(default=None, ge=1, le=10**8)

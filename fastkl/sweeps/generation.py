@@ -109,8 +109,9 @@ def random_levels(family: Random, steps: int, values: dict[str, Any], places: In
     levels = np.zeros((len(places), steps + 1))
     levels[:, :1] = high
     if steps > 1 and len(places):
-        first, last = int(places.min()), int(places.max()) + 1
-        runs = [(first, last)] if last - first == len(places) else [(i, i + 1) for i in places.tolist()]
+        first, last = int(places[0]), int(places[0]) + len(places)
+        run = np.array_equal(places, np.arange(first, last))
+        runs = [(first, last)] if run else [(i, i + 1) for i in places.tolist()]
         drawn = np.concatenate([uniforms(family.seed, i * (steps - 1), j * (steps - 1)) for i, j in runs])
         shares = np.sort(drawn.reshape(len(places), steps - 1), axis=1)
         levels[:, 1:-1] = high * np.exp(shares * np.log(low / high))
