@@ -320,6 +320,8 @@ def rule_of(error: Any) -> str:
         return str(context["rule"])
     if kind == "extra_forbidden":
         return "no such key"
+    if kind == "too_short":
+        return f"must hold at least {context['min_length']} (got {short(error['input'])})"
     if kind == "missing":
         return "must be given"
     if kind.startswith("union_tag"):
