@@ -1,8 +1,8 @@
 """Sweeps measured: 1e8 candidates of 10 steps, the growth with their number, all rows to disk, and Dask's overhead.
 
 Run as `python benchmarks/sweeps.py [FOLDER]`; it writes benchmarks/results/sweeps.json and takes some five minutes on
-two idle cores. FOLDER, by default the system's for temporary files, needs 1 GB. Each sweep runs in a process of its own,
-whose peak memory is taken. The top 100 of the sweep of 1e8 is compared with the exact evaluation of every candidate
+two idle cores. FOLDER, by default the system's for temporary files, needs 1 GB. Each sweep runs in its own process, whose
+peak memory is taken. The top 100 of the sweep of 1e8 is compared with the exact evaluation of every candidate
 that a bound does not exclude, found by a loop over `fastkl.discretize` and `fastkl.divergence` without sweeps.
 """
 
@@ -108,7 +108,7 @@ def direct_best(size: int) -> tuple[list[int], list[float]]:
             if not len(rows):
                 continue
             exact = fastkl.divergence(spectrum, levels[rows], prior=schedule.prior)
-            kept += [(float(v), pair * count + begin + int(r)) for v, r in zip(exact, rows, strict=True)]
+            kept += [(float(v), (begin + int(r)) * 100 + pair) for v, r in zip(exact, rows, strict=True)]
             kept = sorted(kept)[:TOP]
             bar = kept[-1][0] if len(kept) == TOP else np.inf
     return [index for _, index in kept], [value for value, _ in kept]
