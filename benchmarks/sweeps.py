@@ -1,8 +1,8 @@
 """Sweeps measured: 1e8 candidates of 10 steps, the growth with their number, all rows to disk, and Dask's overhead.
 
-Run as `python benchmarks/sweeps.py [FOLDER]`; it writes benchmarks/results/sweeps.json and takes some five minutes on
-two idle cores. FOLDER, by default the system's for temporary files, needs 1 GB. Each sweep runs in its own process, whose
-peak memory is taken. The top 100 of the sweep of 1e8 is compared with the exact evaluation of every candidate
+Run as `python benchmarks/sweeps.py [FOLDER]`; it writes benchmarks/results/sweeps.json and takes some ten minutes on two
+idle cores. FOLDER, by default the system's for temporary files, needs 1 GB. Each sweep runs in a process of its own,
+whose peak memory is taken. The top 100 of the sweep of 1e8 is compared with the exact evaluation of every candidate
 that a bound does not exclude, found by a loop over `fastkl.discretize` and `fastkl.divergence` without sweeps.
 """
 
@@ -14,6 +14,8 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import machine
@@ -57,12 +59,16 @@ def configuration(size: int, full: bool) -> dict:
             "full": full}  # fmt: skip
 
 
-def cluster_of(workers: int):
-    """Return a client of a cluster on this machine, with one thread a worker."""
+@contextmanager
+def cluster_of(workers: int) -> Iterator:
+    """Yield a client of a cluster on this machine, with one thread a worker."""
     from distributed import Client, LocalCluster
 
-    cluster = LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None)
-    return Client(cluster, set_as_default=False)
+    with (
+        LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None) as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        yield client
 
 
 def swept(

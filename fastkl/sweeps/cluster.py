@@ -51,7 +51,7 @@ def run_on_cluster(
 
     waiting: dict[str, int] = {}
     window = AHEAD * max(1, sum(client.nthreads().values()))
-    running = as_completed([submit(number) for number in islice(numbers, window)])
+    running = as_completed([submit(number) for number in islice(numbers, window)], loop=client.loop)
     try:
         for future in running:
             finished(waiting.pop(future.key), future.result())
