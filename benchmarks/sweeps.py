@@ -1,9 +1,9 @@
 """Sweeps measured: 1e8 candidates of 10 steps, the growth with their number, all rows to disk, and Dask's overhead.
 
-Run as `python benchmarks/sweeps.py [FOLDER]`; it writes benchmarks/results/sweeps.json and takes some ten minutes on two
-idle cores. FOLDER, by default the system's for temporary files, needs 1 GB. Each sweep runs in a process of its own,
-whose peak memory is taken. The top 100 of the sweep of 1e8 is compared with the exact evaluation of every candidate
-that a bound does not exclude, found by a loop over `fastkl.discretize` and `fastkl.divergence` without sweeps.
+Run as `python benchmarks/sweeps.py [FOLDER]`; it writes benchmarks/results/sweeps.json and takes some ten minutes on
+two idle cores. FOLDER, by default the system's for temporary files, needs 1 GB. Each sweep runs in a process of its
+own, whose peak memory is taken. The top 100 of the sweep of 1e8 is compared with the exact evaluation of every
+candidate that a bound does not exclude, found by a loop over fastkl.discretize and fastkl.divergence without sweeps.
 """
 
 from __future__ import annotations
