@@ -114,7 +114,10 @@ BAD = [
         {"spectra": [{"power_law": {"dim": 9, "exponent": [1.0, 400.0]}}]},
         "spectra[0].power_law: exponent = 400.0: dim**abs(exponent) must not exceed 1e60",
     ),
-    ({"spectra": [np.array([1.0, -1.0])]}, "spectra[0].spectrum: spectrum[1] = -1.0: a variance must be 0 or within"),
+    (
+        {"spectra": [np.array([1.0, -1.0])]},
+        "spectra[0].spectrum: spectrum[1] = -1.0: a variance must be 0 or within",
+    ),
     (
         {"spectra": [ZERO]},
         "metrics[0]: kl is not finite for an eigenvalue of 0, which the spectrum 'spectra[0]' has",
