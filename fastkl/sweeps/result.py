@@ -73,8 +73,8 @@ class SweepResult:
         --------
         >>> import fastkl
         >>> config = {"spectra": [[1.0, 0.1]], "schedules": ["edm"], "steps": 3, "families": [{"family": "karras"}]}
-        >>> fastkl.sweep(config).sigmas(0).round(3)
-        array([8.0e+01, 2.5e+00, 2.0e-03, 0.0e+00])
+        >>> fastkl.sweep(config).sigmas(0).round(3).tolist()
+        [80.0, 2.515, 0.002, 0.0]
         """
         from fastkl.sweeps.config import Search
         from fastkl.sweeps.evaluation import cell_levels
@@ -103,7 +103,7 @@ class SweepResult:
         >>> config = {"spectra": ["digits"], "schedules": ["edm"], "steps": 4,
         ...           "families": [{"family": "karras", "rho": [3.0, 7.0]}]}
         >>> fastkl.sweep(config).to_pandas()["rho"].tolist()
-        [3.0, 7.0]
+        [7.0, 3.0]
         """
         return self.top.to_pandas()
 
