@@ -142,6 +142,18 @@ BAD = [
     ),
     ({"backend": "tpu"}, "backend: must be 'auto', 'cpu' or 'gpu' (got 'tpu')"),
     ({"searches": [{"proof": True}]}, "searches[0].proof: no such key"),
+    (
+        {"searches": [{}], "schedules": ["flow"], "steps": [3, 1]},
+        "steps[1]: must be within 2 and 1000 for searches[0]",
+    ),
+    (
+        {"searches": [{"grid": 10, "min_spacing": 3}], "steps": [4, 5]},
+        "steps[1]: must be within 1 and 4 for searches",
+    ),
+    (
+        {"samplers": [{"function": "prk", "middles": [3.0, 2.0, 1.0]}]},
+        "samplers[0]: prk(middles=(3.0, 2.0, 1.0)) has",
+    ),
     ({"searches": [{"grid": 1}]}, "searches[0].grid: must be greater than or equal to 2 (got 1)"),
 ]
 
@@ -171,6 +183,13 @@ def test_a_grid_without_end_is_refused():
     huge = {"start": 1.0, "stop": 2.0, "num": 10**12}
     with pytest.raises(ValueError, match=r"candidates; one sweep can have 2\*\*62"):
         fastkl.sweep(small(families=[{**KARRAS, "rho": huge, "sigma_min": huge | {"stop": 1.5}}]))
+
+
+@pytest.mark.parametrize("steps", [(4, 6), range(4, 8, 2), np.array([4, 6])])
+def test_lists_may_be_written_in_other_ways(steps):
+    assert fastkl.sweep(small(steps=steps)).config_hash == fastkl.sweep(small()).config_hash
+    single = fastkl.sweep(small(steps=4, spectra="mnist", metrics="kl", samplers="ddim", per="spectrum"))
+    assert single.candidates == 600
 
 
 @pytest.mark.parametrize("config", [3, None, [("steps", 3)]])

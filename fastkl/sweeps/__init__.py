@@ -78,7 +78,8 @@ def sweep(
       such as ``"spectra/*.npz"`` for many), ``power_law`` (``dim``, ``exponent`` and ``mean_variance``; several
       exponents are several spectra), ``chunks`` (.npy files or a pattern, arrays, or a Dask array: one spectrum too
       large for memory, of which the moments are taken) or ``spectrum`` (an object), and with ``name`` and ``floor``.
-    - ``schedules``: kinds such as ``"ddpm_linear"``, or tables with ``kind``, its parameters and ``name``.
+    - ``schedules``: kinds such as ``"ddpm_linear"``, or tables with ``kind``, its parameters and ``name``, or
+      with ``schedule`` (an object) and ``name``.
     - ``steps`` or ``nfe``: numbers of steps, or of evaluations of the network.
     - ``families``: tables with ``family`` and its parameters, each a number, a list, or a range ``{start, stop, num,
       spacing = "linear" or "log"}``; their product is the family's grid. ``uniform`` (``spacing``), ``quadratic``,

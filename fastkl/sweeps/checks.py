@@ -23,6 +23,7 @@ def check(plan: Plan) -> None:
             check_family(f"families[{f}]", family, f"schedules[{s}]", schedule)
     check_budgets(plan)
     check_samplers(plan)
+    check_searches(plan)
     check_finite(plan)
 
 
@@ -100,6 +101,10 @@ def check_samplers(plan: Plan) -> None:
             raise ValueError(
                 f"samplers[{i}]: {name} needs a last level above 0, and every candidate ends at 0"
             )
+        if sampler.check is not None and dict(sampler.options).get("middles") is not None:
+            raise ValueError(
+                f"samplers[{i}]: {name} has middles, which go with the levels of one candidate only"
+            )
         if not sampler.finite_start:
             continue
         for s, schedule in enumerate(plan.schedules):
@@ -108,6 +113,22 @@ def check_samplers(plan: Plan) -> None:
                     raise ValueError(
                         f"samplers[{i}]: {name} needs a finite first level; families[{f}] on schedules[{s}] "
                         "starts at inf"
+                    )
+
+
+def check_searches(plan: Plan) -> None:
+    """Raise if a schedule's levels are too few for a search, or a step from inf to 0 is all that there would be."""
+    key = "steps" if plan.config.nfe is None else "nfe"  # DDIM evaluates once a step
+    for i, options in enumerate(plan.config.searches):
+        for s, schedule in enumerate(plan.schedules):
+            count = schedule.num_train_timesteps or options.grid
+            fewest = 2 if math.isinf(schedule.sigma_max) and not options.free_start else 1
+            most = (count - 1) // options.min_spacing + 1
+            for b, budget in enumerate(plan.budgets):
+                if not fewest <= budget <= most:
+                    raise ValueError(
+                        f"{key}[{b}]: must be within {fewest} and {most} for searches[{i}] on schedules[{s}] "
+                        f"(got {budget})"
                     )
 
 

@@ -39,7 +39,7 @@ def run_on_cluster(
     """
     from distributed import as_completed
 
-    name = f"fastkl-{plan.hash()[:16]}-{uuid4().hex}"
+    name = f"fastkl-{plan.config_hash[:16]}-{uuid4().hex}"
     shared = sent(client, plan, f"{name}-plan")
 
     def submit(number: int) -> Any:

@@ -10,6 +10,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -105,8 +106,12 @@ def level_axis(value: Any) -> Listed | Ranged:
 
 
 def as_list(value: Any) -> Any:
-    """Let one value stand for a list of one."""
-    return [value] if isinstance(value, str | int) else value
+    """Let one value stand for a list of one, and a tuple, a range or an array of integers for a list."""
+    if isinstance(value, str | int):
+        return [value]
+    if isinstance(value, tuple | range) or (isinstance(value, np.ndarray) and value.dtype.kind == "i"):
+        return [item.item() if isinstance(item, np.integer) else item for item in value]
+    return value
 
 
 Positive = Annotated[Any, BeforeValidator(positive_axis)]

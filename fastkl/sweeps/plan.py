@@ -8,6 +8,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -242,7 +243,8 @@ class Plan:
             "searches": [search.canonical() for search in config.searches],
         }  # fmt: skip
 
-    def hash(self) -> str:
+    @cached_property
+    def config_hash(self) -> str:
         """Return the digest of the canonical configuration."""
         text = json.dumps(self.canonical(), sort_keys=True, allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()

@@ -87,7 +87,7 @@ def run(
         return SweepResult(
             top=top,
             folder=store.folder,
-            config_hash=plan.hash(),
+            config_hash=plan.config_hash,
             candidates=plan.size,
             evaluated_now=plan.size - before,
             left_out=store.left_out(),
@@ -110,7 +110,7 @@ def in_memory(plan: Plan, client: Any, progress: ProgressOption, threads: int, b
     return SweepResult(
         top=top_table(plan, (tables[number] for number in sorted(tables))),
         folder=None,
-        config_hash=plan.hash(),
+        config_hash=plan.config_hash,
         candidates=plan.size,
         evaluated_now=plan.size,
         left_out=sum(int(t.schema.metadata[b"fastkl.left_out"]) for t in tables.values()),

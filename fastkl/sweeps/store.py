@@ -62,7 +62,7 @@ class Store:
     def __init__(self, folder: Path, plan: Plan) -> None:
         self.folder, self._plan = folder, plan
         self.chunks = folder / "chunks"
-        self._hash = plan.hash()
+        self._hash = plan.config_hash
         self.found: dict[int, Path] = {}
         self.damaged: list[str] = []
 

@@ -54,7 +54,7 @@ def fields() -> list[pa.Field]:
 
 def metadata(plan: Plan, **more: Any) -> dict[str, str]:
     """Return what every file says of its sweep."""
-    return {"fastkl.version": __version__, "fastkl.config_hash": plan.hash()} | {
+    return {"fastkl.version": __version__, "fastkl.config_hash": plan.config_hash} | {
         f"fastkl.{key}": str(value) for key, value in more.items()
     }
 
