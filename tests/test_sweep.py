@@ -151,15 +151,22 @@ def test_compressed_evaluation_finds_the_best_of_a_large_grid():
 
 
 def test_searches_are_those_of_search():
+    schedules = {"few": fastkl.NoiseSchedule.ddpm_linear(200), "edm": SCHEDULES["edm"]}
     found = fastkl.sweep(
-        small(schedules=["ddpm_linear", "edm"], families=[], searches=[{}], metrics=["kl", "w2"], steps=[4, 6],
-              spectra=["digits"], per=["schedule", "metric", "steps"])
-    )  # fmt: skip
+        small(
+            spectra=["digits"],
+            schedules=[{"name": name, "schedule": schedule} for name, schedule in schedules.items()],
+            families=[],
+            searches=[{"grid": 200}],
+            metrics=["kl", "w2"],
+            per=["schedule", "metric", "steps"],
+        )
+    )
     table = found.top.to_pylist()
     assert len(table) == found.candidates == 8
     for row in table:
-        schedule = SCHEDULES[row["schedule"]]
-        single = fastkl.search(SPECTRA[row["spectrum"]], schedule, row["steps"], metric=row["metric"])
+        schedule = schedules[row["schedule"]]
+        single = fastkl.search(SPECTRA["digits"], schedule, row["steps"], metric=row["metric"], grid=200)
         moved = single.refined_sigmas is not None
         assert row["sigmas"] == (single.refined_sigmas if moved else single.sigmas).tolist()
         assert row["value"] == pytest.approx(single.refined_value if moved else single.value, rel=1e-12)

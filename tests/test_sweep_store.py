@@ -239,10 +239,11 @@ def resumes(folder, error, before):
     return written
 
 
-@pytest.fixture
-def expected(tmp_path):
-    fastkl.sweep(small(), tmp_path / "expected")
-    return contents(tmp_path / "expected")
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("expected") / "out"
+    fastkl.sweep(small(), folder)
+    return contents(folder)
 
 
 def test_a_full_disk_in_the_middle(tmp_path, expected, monkeypatch):
