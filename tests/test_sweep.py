@@ -1,5 +1,7 @@
 """Sweeps against loops over fastkl.divergence: values, order, the best, all rows, and every way to cut the work."""
 
+import re
+
 import numpy as np
 import pandas
 import polars
@@ -15,6 +17,7 @@ from fastkl.sweeps.best import Best
 from fastkl.sweeps.config import validated
 from fastkl.sweeps.generation import levels_of
 from fastkl.sweeps.plan import Product
+from fastkl.sweeps.progress import bar, duration
 
 SPECTRA = {"mnist": fastkl.Spectrum.preset("mnist"), "digits": fastkl.Spectrum.preset("digits")}
 SCHEDULES = {"ddpm_linear": fastkl.NoiseSchedule.ddpm_linear(), "edm": fastkl.NoiseSchedule.edm()}
@@ -419,3 +422,14 @@ def test_progress_counts_every_candidate(capfd):
     assert lines[0] == "0 of 2,400 candidates"
     assert lines[-1].startswith("2,400 of 2,400 candidates, ")
     assert found.evaluated_now == 2400
+
+
+def test_the_bar_shows_count_and_rate(capfd):
+    with bar(4000, 1000) as advance:
+        advance(3000)
+    assert re.search(r"candidates .* 4000/4000 [0-9,]+/s", capfd.readouterr().err)
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0.2, "0:00:00"), (61.0, "0:01:01"), (36_610.0, "10:10:10")])
+def test_times_left(seconds, text):
+    assert duration(seconds) == text

@@ -141,6 +141,10 @@ BAD = [
         "samplers[0]: lms needs a finite first level; families[0] on schedules[0] starts at inf",
     ),
     ({"backend": "tpu"}, "backend: must be 'auto', 'cpu' or 'gpu' (got 'tpu')"),
+    (
+        {"backend": "gpu"},
+        "backend: must not be gpu here: backend = 'gpu': this version of fastkl has no GPU kernels",
+    ),
     ({"searches": [{"proof": True}]}, "searches[0].proof: no such key"),
     (
         {"searches": [{}], "schedules": ["flow"], "steps": [3, 1]},

@@ -17,7 +17,10 @@ __all__ = ["check"]
 def check(plan: Plan) -> None:
     """Raise a ValueError with the key's path about the first combination that cannot be evaluated."""
     if plan.config.backend == "gpu":
-        backend_for("gpu")
+        try:
+            backend_for("gpu")
+        except RuntimeError as error:
+            raise ValueError(f"backend: must not be gpu here: {error}") from None
     for s, schedule in enumerate(plan.schedules):
         for f, family in enumerate(plan.config.families):
             check_family(f"families[{f}]", family, f"schedules[{s}]", schedule)

@@ -10,6 +10,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from fastkl.sweeps.best import Record
+from fastkl.sweeps.config import Geodesic, Search
 from fastkl.sweeps.evaluation import Groups, cell_levels, cut_to_cells, evaluated, problem_of
 from fastkl.sweeps.plan import Plan
 from fastkl.sweeps.tables import rows_of_cell, table_of, top_schema
@@ -26,10 +27,13 @@ def top_table(plan: Plan, chunks: Iterable[pa.Table]) -> pa.Table:
     searches: dict[int, tuple[float | None, bool | None]] = {}
     for chunk in chunks:
         for at in range(0, len(chunk), ROWS):
-            take_in(plan, groups, chunk.slice(at, ROWS), searches)
+            take_in(plan, groups, chunk.slice(at, ROWS).combine_chunks(), searches)
     batches = []
     for key in sorted(groups.best):
-        exact = sorted(again(plan, record) for record in groups.best[key].records())
+        records = groups.best[key].records()
+        exact = sorted(
+            zip(exact_values(plan, records), records, strict=True), key=lambda p: (p[0], p[1].index)
+        )
         for rank, (value, record) in enumerate(exact[: plan.config.top], 1):
             batches.append(row_of(plan, rank, value, record, searches.get(record.index, (None, None))))
     return table_of(batches, top_schema(plan))
@@ -41,28 +45,33 @@ def take_in(plan: Plan, groups: Groups, rows: pa.Table, searches: dict[int, Any]
     values = rows["value"].to_numpy()  # null becomes nan
     for cell, places, some, which in cut_to_cells(plan, indices):
         part = plan.part_of(int(some[0]))
-        best = groups.of(part, cell)
+        best, generator = groups.of(part, cell), plan.generator(part, cell)
         found = values[which.start : which.stop]
         kept = np.flatnonzero(found <= best.bar)
         if not kept.size:
             continue
-        given = rows["sigmas"].chunk(0) if rows["sigmas"].num_chunks else None
-        if given is not None and given[which.start + int(kept[0])].is_valid:  # of searches and geodesics
-            levels = np.array([given[which.start + int(i)].as_py() for i in kept])
+        if isinstance(generator, Search | Geodesic):  # a cell of these is one row, and has its levels with it
+            row = rows.slice(which.start, 1).to_pylist()[0]
+            levels = np.array([row["sigmas"]])
+            searches[int(some[0])] = row["lower_bound"], row["proved_optimal"]
         else:
             levels = cell_levels(plan, part, cell, places[kept])[0]
         best.add(found[kept], some[kept], problem_of(part, cell), levels)
-        for i in kept.tolist():
-            proof = rows["proved_optimal"][which.start + i].as_py()
-            if proof is not None:
-                searches[int(some[i])] = (rows["lower_bound"][which.start + i].as_py(), proof)
 
 
-def again(plan: Plan, record: Record) -> tuple[float, Record]:
-    """Return a candidate's exact value, and the candidate."""
-    part = plan.part_of(record.index)
-    cell, _ = part.product.locate(record.index - part.first_index)
-    return float(evaluated(plan, part, cell, record.levels[None, :], 0.0)[0]), Record(0.0, *record[1:])
+def exact_values(plan: Plan, records: list[Record]) -> list[float]:
+    """Return the candidates' exact values, those of one problem and number of steps together."""
+    values = np.empty(len(records))
+    alike: dict[Any, list[int]] = {}
+    for i, record in enumerate(records):
+        alike.setdefault((record.key[0], len(record.key[1])), []).append(i)
+    for rows in alike.values():
+        index = records[rows[0]].index
+        part = plan.part_of(index)
+        cell, _ = part.product.locate(index - part.first_index)
+        levels = np.stack([records[i].levels for i in rows])
+        values[rows] = evaluated(plan, part, cell, levels, 0.0)
+    return [float(value) for value in values]
 
 
 def row_of(
