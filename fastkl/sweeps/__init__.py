@@ -99,9 +99,11 @@ def sweep(
     - ``full`` (false): whether all rows are written, or of each chunk those that may be among the best.
     - ``chunk``: candidates a chunk; default: about a second's work.
 
-    Cost: 0.5 microseconds and thread for a candidate of 10 steps, whatever the spectrum, once it is compressed; a
-    search takes 10 to 300 ms. Memory: about 100 MB a thread. The top is right as far as `rtol` is: a candidate is
-    excluded only if its value to `rtol` is beyond the last of the best by more than four times that.
+    Cost: about a microsecond of one thread for a candidate of 10 steps, whatever the spectrum, once it is compressed; a
+    search takes 10 to 300 ms. Memory: some 250 MB with two threads, 350 MB if all rows are written, whatever the number
+    of candidates. The top is right as far as `rtol` is: a candidate is excluded only if its value to `rtol` is beyond
+    the last of the best by more than four times that. Equal values are in order of index, the number of a candidate in
+    the product above (the last list varies fastest), after all grids the geodesics and after these the searches.
 
     References
     ----------
