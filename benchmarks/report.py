@@ -271,11 +271,45 @@ def search_rivals(rows: list[dict]) -> list[str]:
     return table(["metric", "rival", "time", "median excess", "largest excess"], lines)
 
 
+def sweeps(result: dict) -> list[str]:
+    """Return the rates of sweeps, and what a cluster costs."""
+    full, dask, difference = result["full"], result["dask"], result["right"]["largest_relative_difference"]
+    return [
+        "Candidates of 10 steps on MNIST (784 eigenvalues), Karras' levels for EDM, screened to "
+        f"`rtol={result['rtol']:.0e}` on two",
+        f"threads, the top {result['top']} exact, files included:",
+        "",
+        *table(
+            ["candidates", "time", "candidates/s", "peak memory"],
+            [
+                [
+                    f"{row['candidates']:,}",
+                    f"{row['seconds']:.1f} s",
+                    f"{row['candidates'] / row['seconds']:,.0f}",
+                    f"{row['peak_memory_MB']:.0f} MB",
+                ]
+                for row in result["points"]
+            ],
+        ),
+        "",
+        f"Time grows as M^{result['exponent']:.2f}. The top {result['top']} of the most are those of exact evaluation "
+        f"without sweeps, with the",
+        f"same values {f'to {difference:.0e}' if difference else 'to the last bit'}. {full['candidates']:,} candidates "
+        f"with all rows to disk take {full['seconds']:.1f} s and {full['bytes_per_row']:.1f} bytes a",
+        f"row. Two Dask workers take {dask['workers_s']:.1f} s for {dask['candidates']:,} candidates where two threads "
+        f"take {dask['local_s']:.1f} s ({100 * dask['overhead']:+.0f} %).",
+        f"Load of the machine, with whatever else ran: {result['largest_load_average']:.1f} at most.",
+        "",
+        *machine(result),
+    ]
+
+
 SECTIONS: dict[str, Callable[[dict], list[str]]] = {
     "cpu": evaluation,
     "compression": compression,
     "samplers": samplers,
     "search": search,
+    "sweeps": sweeps,
 }
 
 

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from fastkl.moments import SpectrumMoments
     from fastkl.schedule import NoiseSchedule
     from fastkl.spectrum import Spectrum
+    from fastkl.sweeps import sweep
+    from fastkl.sweeps.result import SweepResult
     from fastkl.theory import best_gamma, expansion, tangent_gamma
 
 __version__ = "0.1.0"
@@ -32,6 +34,7 @@ _HOMES = {
     "SearchResult": "fastkl._search",
     "Spectrum": "fastkl.spectrum",
     "SpectrumMoments": "fastkl.moments",
+    "SweepResult": "fastkl.sweeps.result",
     "best_gamma": "fastkl.theory",
     "divergence": "fastkl.evaluate",
     "exhaustive": "fastkl._exhaustive",
@@ -39,15 +42,16 @@ _HOMES = {
     "fit_denoising_errors": "fastkl._denoising",
     "output_variance": "fastkl.evaluate",
     "search": "fastkl._search",
+    "sweep": "fastkl.sweeps",
     "tangent_gamma": "fastkl.theory",
     "trajectory": "fastkl.evaluate",
     "warmup": "fastkl._warmup",
 }
 
 __all__ = ["DenoisingFit", "ExhaustiveResult", "NoiseSchedule", "PoorFitWarning", "RankDeficientWarning",
-           "SearchResult", "Spectrum", "SpectrumMoments", "__version__", "best_gamma", "discretize", "divergence",
-           "exhaustive", "expansion", "fit_denoising_errors", "output_variance", "samplers", "search", "tangent_gamma",
-           "theory", "trajectory", "warmup"]  # fmt: skip
+           "SearchResult", "Spectrum", "SpectrumMoments", "SweepResult", "__version__", "best_gamma", "discretize",
+           "divergence", "exhaustive", "expansion", "fit_denoising_errors", "output_variance", "samplers", "search",
+           "sweep", "tangent_gamma", "theory", "trajectory", "warmup"]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -17,11 +17,16 @@ __all__ = [
     "columns",
     "distinct",
     "ends",
+    "exponential_law",
     "from_law",
     "intervals",
+    "karras_law",
+    "law_levels",
     "positive",
+    "power_levels",
     "power_times",
     "strict",
+    "tangent_law",
     "uniform_timesteps",
 ]
 
@@ -92,19 +97,61 @@ def intervals(steps: int, last: Any) -> Any:
     return np.where(np.equal(last, 0.0), steps, max(steps - 1, 1))
 
 
-def from_law(
-    law: Callable[[Floats], Floats], steps: int, low: Floats, high: Floats, batch: bool, remedy: str
-) -> Floats:
-    """Levels law(f) for equally spaced f from 0 (`high`) to 1 (`low`), both ends exact, then 0."""
-    steps = integer("steps", steps)
+def karras_law(fractions: Floats, low: Floats, high: Floats, rho: Floats) -> Floats:
+    """(a + f (b - a))**rho over high, with exp and log so that no rho overflows or cancels."""
+    return high * np.exp(rho * np.log1p(fractions * np.expm1(np.log(low / high) / rho)))
+
+
+def exponential_law(fractions: Floats, low: Floats, high: Floats) -> Floats:
+    """Equal steps in log sigma."""
+    return high * np.exp(fractions * np.log(low / high))
+
+
+def tangent_law(fractions: Floats, low: Floats, high: Floats, gamma: Floats) -> Floats:
+    """Equal steps in the angle arctan(sigma/sqrt(gamma))."""
+    root = np.sqrt(gamma)
+    angles = (1.0 - fractions) * np.arctan2(high, root) + fractions * np.arctan2(low, root)
+    # pi/2 - angle from its own ends: large levels keep their digits
+    others = (1.0 - fractions) * np.arctan2(root, high) + fractions * np.arctan2(root, low)
+    return root * np.where(angles <= others, np.tan(angles), 1.0 / np.tan(others))
+
+
+def law_levels(law: Callable[..., Floats], steps: int, low: Floats, high: Floats, *rest: Floats) -> Floats:
+    """Levels law(f, low, high, ...) for equally spaced f from 0 (`high`) to 1 (`low`), both ends exact, then 0.
+
+    Parameters are columns (M, 1). Where two levels coincide in float64, or `low` is above `high`, they do not fall.
+    """
     fractions = np.minimum(np.arange(steps + 1) / intervals(steps, low), 1.0)
     with np.errstate(all="ignore"):  # the ends of a law may be 0 * inf or log(0); they are set below
-        levels = law(fractions)
+        levels = law(fractions, low, high, *rest)
     levels[:, -2:-1] = np.where(low > 0.0, low, levels[:, -2:-1])
     levels[:, :1] = high
     levels[:, -1] = 0.0
-    strict(levels, steps, remedy)
+    return levels
+
+
+def from_law(
+    law: Callable[..., Floats], steps: int, parameters: list[Floats], batch: bool, remedy: str
+) -> Floats:
+    """`law_levels` that fall strictly, or raise; `parameters` are low, high and the law's own."""
+    steps = integer("steps", steps)
+    levels = strict(law_levels(law, steps, *parameters), steps, remedy)
     return levels if batch else levels[0]
+
+
+def power_levels(schedule: NoiseSchedule, steps: int, powers: Floats, snap: bool) -> Floats:
+    """Levels at a power of equally spaced times, then 0, one row a power; they may coincide. `powers` is a column."""
+    count = schedule.num_train_timesteps
+    t = power_times(steps, powers)
+    if count is not None:
+        t = (count - 1) * t
+        if snap:
+            t = distinct(np.rint(t).astype(np.int64), count).astype(np.float64)
+        if np.isinf(schedule.sigma_max) and np.any((t > count - 2) & (t < count - 1)):
+            raise ValueError(
+                f"snap = {snap}: no level is defined between the last two timesteps of {schedule!r}"
+            )
+    return np.concatenate([schedule.sigmas(t), np.zeros((t.shape[0], 1))], axis=1)
 
 
 def uniform_timesteps(count: int, steps: int, spacing: str) -> Floats:

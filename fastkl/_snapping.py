@@ -9,7 +9,7 @@ from fastkl._families import check_schedule, distinct
 from fastkl._validation import check_all, decreasing, real_array
 from fastkl.schedule import NoiseSchedule
 
-__all__ = ["snap"]
+__all__ = ["snap", "snapped"]
 
 Floats = NDArray[np.float64]
 
@@ -63,9 +63,15 @@ def snap(schedule: NoiseSchedule, sigmas: ArrayLike) -> Floats:
     kept = levels.shape[-1] - zero
     if kept > count:
         raise ValueError(f"sigmas: {kept} levels cannot have a timestep each, the schedule has {count}")
-    snapped = levels.copy()
+    return snapped(schedule, levels, kept)
+
+
+def snapped(schedule: NoiseSchedule, levels: Floats, kept: int) -> Floats:
+    """Return falling levels moved to distinct timesteps, the first `kept` of each row (at most T); the rest stays."""
+    result = levels.copy()
     if kept:
         inside = np.clip(levels[..., :kept], schedule.sigma_min, schedule.sigma_max)
         nearest = np.atleast_2d(schedule.timesteps(inside))
-        snapped[..., :kept] = schedule.sigmas(distinct(nearest, count)).reshape(levels[..., :kept].shape)
-    return snapped
+        timesteps = distinct(nearest, schedule.num_train_timesteps or 0)
+        result[..., :kept] = schedule.sigmas(timesteps).reshape(levels[..., :kept].shape)
+    return result

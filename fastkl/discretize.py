@@ -14,13 +14,15 @@ from numpy.typing import ArrayLike, NDArray
 from fastkl._families import (
     check_schedule,
     columns,
-    distinct,
     ends,
+    exponential_law,
     from_law,
     intervals,
+    karras_law,
     positive,
-    power_times,
+    power_levels,
     strict,
+    tangent_law,
     uniform_timesteps,
 )
 from fastkl._nfe import for_nfe
@@ -143,16 +145,7 @@ def power_uniform(
     count = schedule.num_train_timesteps
     steps = integer("steps", steps, maximum=count if snap else None)
     powers, batch = columns(power=positive("power", power))
-    t = power_times(steps, powers[0])
-    if count is not None:
-        t = (count - 1) * t
-        if snap:
-            t = distinct(np.rint(t).astype(np.int64), count).astype(np.float64)
-        if np.isinf(schedule.sigma_max) and np.any((t > count - 2) & (t < count - 1)):
-            raise ValueError(
-                f"snap = {snap}: no level is defined between the last two timesteps of {schedule!r}"
-            )
-    levels = np.concatenate([schedule.sigmas(t), np.zeros((t.shape[0], 1))], axis=1)
+    levels = power_levels(schedule, steps, powers[0], bool(snap))
     strict(levels, steps, "fewer steps or a power nearer 1")
     return levels if batch else levels[0]
 
@@ -237,13 +230,8 @@ def karras(
     """
     low, high = ends(schedule, sigma_min, sigma_max, zero=True, infinite=False)
     rho = positive("rho", rho)
-    (low, high, rho), batch = columns(sigma_min=low, sigma_max=high, rho=rho)
-
-    def law(fractions: Floats) -> Floats:
-        # (a + f (b - a))**rho over high, with exp and log so that no rho overflows or cancels
-        return high * np.exp(rho * np.log1p(fractions * np.expm1(np.log(low / high) / rho)))
-
-    return from_law(law, steps, low, high, batch, "fewer steps or another rho")
+    parameters, batch = columns(sigma_min=low, sigma_max=high, rho=rho)
+    return from_law(karras_law, steps, parameters, batch, "fewer steps or another rho")
 
 
 def exponential(
@@ -279,12 +267,8 @@ def exponential(
     [100.0, 1.0, 0.01, 0.0]
     """
     low, high = ends(schedule, sigma_min, sigma_max, zero=False, infinite=False)
-    (low, high), batch = columns(sigma_min=low, sigma_max=high)
-
-    def law(fractions: Floats) -> Floats:
-        return high * np.exp(fractions * np.log(low / high))
-
-    return from_law(law, steps, low, high, batch, "fewer steps")
+    parameters, batch = columns(sigma_min=low, sigma_max=high)
+    return from_law(exponential_law, steps, parameters, batch, "fewer steps")
 
 
 def tangent(
@@ -336,16 +320,8 @@ def tangent(
     """
     low, high = ends(schedule, sigma_min, sigma_max, zero=True, infinite=True)
     gamma = positive("gamma", gamma)
-    (low, high, gamma), batch = columns(sigma_min=low, sigma_max=high, gamma=gamma)
-    root = np.sqrt(gamma)
-
-    def law(fractions: Floats) -> Floats:
-        angles = (1.0 - fractions) * np.arctan2(high, root) + fractions * np.arctan2(low, root)
-        # pi/2 - angle from its own ends: large levels keep their digits
-        others = (1.0 - fractions) * np.arctan2(root, high) + fractions * np.arctan2(root, low)
-        return root * np.where(angles <= others, np.tan(angles), 1.0 / np.tan(others))
-
-    return from_law(law, steps, low, high, batch, "fewer steps or another gamma")
+    parameters, batch = columns(sigma_min=low, sigma_max=high, gamma=gamma)
+    return from_law(tangent_law, steps, parameters, batch, "fewer steps or another gamma")
 
 
 def geodesic(

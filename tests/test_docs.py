@@ -15,7 +15,7 @@ import fastkl
 ROOT = Path(__file__).resolve().parents[1]
 MODULES = sorted(
     module.name
-    for package in ("fastkl", "fastkl.kernels")
+    for package in ("fastkl", "fastkl.kernels", "fastkl.sweeps")
     for module in pkgutil.iter_modules(importlib.import_module(package).__path__, f"{package}.")
     if not module.name.endswith("__main__")
 )

@@ -31,6 +31,8 @@ PROMISED = {
     "divergence": set(),
     "search": set(),
     "SearchResult": {"as_dict"},
+    "sweep": set(),
+    "SweepResult": {"sigmas", "to_pandas", "to_polars"},
     "exhaustive": set(),
     "ExhaustiveResult": {"merge"},
     "output_variance": set(),
@@ -60,7 +62,8 @@ def loaded_after(code, cwd):
     return set(done.stdout.split())
 
 
-HEAVY = {"numba", "llvmlite", "scipy", "cupy", "rich", "matplotlib", "mpmath", "pytest"}
+SWEEPS = {"pyarrow", "pydantic", "dask", "distributed", "pandas", "polars"}
+HEAVY = {"numba", "llvmlite", "scipy", "cupy", "rich", "matplotlib", "mpmath", "pytest"} | SWEEPS
 
 
 @pytest.mark.parametrize(
@@ -72,6 +75,8 @@ HEAVY = {"numba", "llvmlite", "scipy", "cupy", "rich", "matplotlib", "mpmath", "
         "import fastkl.evaluate, fastkl.spectrum, fastkl.schedule, fastkl.discretize, fastkl.theory, fastkl.samplers",
         "import fastkl; fastkl.Spectrum.preset('mnist'); fastkl.NoiseSchedule.ddpm_linear().sigmas([999, 0])",
         "import fastkl.kernels.reference",
+        "import fastkl; fastkl.sweep, fastkl.SweepResult",
+        "import fastkl.cli.parser; fastkl.cli.parser.build_parser().parse_args(['sweep', 'x.toml'])",
     ],
 )
 def test_importing_loads_nothing_heavy(code, tmp_path):
@@ -96,7 +101,7 @@ except RuntimeError:
 def test_a_divergence_loads_numba_and_no_optional_package(tmp_path):
     loaded = loaded_after("import fastkl; fastkl.divergence([1.0], [2.0, 0.0])", tmp_path)
     assert "numba" in loaded
-    assert not {"cupy", "rich", "matplotlib", "mpmath", "pytest"} & loaded
+    assert not ({"cupy", "rich", "matplotlib", "mpmath", "pytest"} | SWEEPS) & loaded
 
 
 def test_all_names_can_be_imported():
@@ -128,6 +133,8 @@ def test_the_top_level_offers_what_is_promised():
         "evaluate",
         "moments",
         "spectrum",
+        "sweeps",
+        "sweeps.result",
         "schedule",
         "discretize",
         "samplers",
