@@ -61,8 +61,11 @@ def levels(schedules: Mapping[str, ArrayLike], ax: Any = None) -> Any:
     >>> plots.levels({"mine": [80.0, 5.0, 1.0, 0.0]}).get_yscale()
     'log'
     """
-    named = named_levels(schedules)
-    ax = axes(ax)
+    return visited(named_levels(schedules), axes(ax))
+
+
+def visited(named: Mapping[str, Array], ax: Any) -> Any:
+    """Draw levels that need not fall: what a scheduler really visits."""
     ax.set_yscale("log")
     frame = ax.get_xaxis_transform()  # x in steps, y from 0 at the bottom to 1 at the top
     for i, (name, sigmas) in enumerate(named.items()):

@@ -6,11 +6,11 @@ import argparse
 from typing import NoReturn
 
 from fastkl import __version__
-from fastkl.cli import doctor, rank, score, search, spectrum, warmup
+from fastkl.cli import audit, doctor, rank, score, search, spectrum, warmup
 
 __all__ = ["build_parser"]
 
-COMMANDS = (rank, search, score, spectrum, doctor, warmup)
+COMMANDS = (rank, search, score, spectrum, audit, doctor, warmup)
 
 
 class _Parser(argparse.ArgumentParser):

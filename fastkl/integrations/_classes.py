@@ -14,7 +14,15 @@ from fastkl._sampler_base import Sampler
 from fastkl.integrations._path import Path, table_levels
 from fastkl.schedule import NoiseSchedule
 
-__all__ = ["CLASSES", "check_class", "check_options", "custom_argument", "flow_shift", "noise_schedule", "sampler_of"]
+__all__ = [
+    "CLASSES",
+    "check_class",
+    "check_options",
+    "custom_argument",
+    "flow_shift",
+    "noise_schedule",
+    "sampler_of",
+]
 
 Config = Any
 
@@ -87,7 +95,6 @@ CLASSES: dict[str, tuple[Callable[[Config, Path, float], Sampler], str | None]] 
 }
 
 
-
 def sampler_of(name: str, path: Path, eta: float) -> Sampler:
     """Return the sampler of a class whose options have been checked, on a path."""
     return CLASSES[name][0](path.config, path, eta)
@@ -144,7 +151,9 @@ def noise_schedule(scheduler: Any, shift: float | None) -> NoiseSchedule:
         levels = schedule.sigmas(np.arange(len(table)))
         if np.allclose(levels, table, rtol=2e-3):  # 1 - abar in float32 has few digits near data
             return schedule
-        raise ValueError(f"beta_schedule = {config.beta_schedule!r} of {name}: its table is another than fastkl's")
+        raise ValueError(
+            f"beta_schedule = {config.beta_schedule!r} of {name}: its table is another than fastkl's"
+        )
     return NoiseSchedule.from_alphas_cumprod(np.asarray(scheduler.alphas_cumprod.tolist()))
 
 
@@ -169,13 +178,17 @@ def flow_shift(scheduler: Any, mu: float | None) -> float | None:
     if dynamic and mu is None:
         raise ValueError("mu: must be given, as the pipeline gives it: use_dynamic_shifting is True")
     if mu is not None and not dynamic:
-        raise ValueError(f"mu = {mu!r}: is for schedulers with use_dynamic_shifting, which this {name} has not")
+        raise ValueError(
+            f"mu = {mu!r}: is for schedulers with use_dynamic_shifting, which this {name} has not"
+        )
     if not is_flow:
         return None
     if dynamic and mu is not None:
         return math.exp(mu) if config.time_shift_type == "exponential" else float(mu)
     # set_shift changes the object and not its configuration
-    return float(config.flow_shift if "flow_shift" in config else vars(scheduler).get("_shift", config.get("shift")))
+    return float(
+        config.flow_shift if "flow_shift" in config else vars(scheduler).get("_shift", config.get("shift"))
+    )
 
 
 def custom_argument(scheduler: Any) -> str:
@@ -189,11 +202,20 @@ def custom_argument(scheduler: Any) -> str:
     if name == "EulerDiscreteScheduler" and (grids or config.interpolation_type != "linear"):
         return "sigmas"  # which it takes as they are, whatever these options say
     if grids:
-        raise ValueError(f"{grids[0]} = True of {name}: makes levels of its own in place of a schedule; set it to False")
+        raise ValueError(
+            f"{grids[0]} = True of {name}: makes levels of its own in place of a schedule; set it to False"
+        )
     if name == "UniPCMultistepScheduler" and not config.use_flow_sigmas:
-        raise ValueError(f"use_flow_sigmas = False of {name}: it takes sigmas for flow matching only; {instead(name)}")
+        raise ValueError(
+            f"use_flow_sigmas = False of {name}: it takes sigmas for flow matching only; {instead(name)}"
+        )
     if name.startswith("DPMSolver") and config.use_flow_sigmas:
-        raise ValueError(f"use_flow_sigmas = True of {name}: replaces the timesteps that are given; {instead(name)}")
+        other = "FlowMatchEulerDiscreteScheduler takes sigmas"
+        raise ValueError(f"use_flow_sigmas = True of {name}: replaces the timesteps that are given; {other}")
+    if name == "EDMEulerScheduler" and config.sigma_schedule != "karras":
+        raise ValueError(
+            f"sigma_schedule = {config.sigma_schedule!r} of {name}: looks at the number of sigmas only; set it to 'karras'"
+        )
     if config.get("shift_terminal"):
         raise ValueError(
             f"shift_terminal = {config.shift_terminal!r} of {name}: stretches every schedule; set it to None"
@@ -206,6 +228,8 @@ def instead(name: str) -> str:
     other = {
         "DDIMScheduler": "EulerDiscreteScheduler is the same sampler and takes timesteps",
         "FlowMatchHeunDiscreteScheduler": "FlowMatchEulerDiscreteScheduler takes sigmas",
-        "EDMDPMSolverMultistepScheduler": "EDMEulerScheduler takes sigmas",
-    }.get(name, "DPMSolverMultistepScheduler takes timesteps (FlowMatchEulerDiscreteScheduler sigmas, for flow)")
+        "EDMDPMSolverMultistepScheduler": "EDMEulerScheduler takes a schedule",
+    }.get(
+        name, "DPMSolverMultistepScheduler takes timesteps (FlowMatchEulerDiscreteScheduler sigmas, for flow)"
+    )
     return other

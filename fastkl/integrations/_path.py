@@ -120,7 +120,9 @@ def table_path(scheduler: Any, timesteps: Array, previous: Array, last: float, *
     table = table_levels(scheduler)
     here = table[timesteps.astype(int)]
     there = np.where(previous >= 0.0, table[np.maximum(previous, 0.0).astype(int)], last)
-    return Path(here, there, here, timesteps, "vp", float(scheduler.init_noise_sigma), scheduler.config, **more)
+    return Path(
+        here, there, here, timesteps, "vp", float(scheduler.init_noise_sigma), scheduler.config, **more
+    )
 
 
 def ddim_path(scheduler: Any) -> Path:

@@ -121,7 +121,9 @@ def falling(levels: Array) -> Array:
     valid = levels[1:] < levels[:-1]
     if not valid.all():
         k = int(np.argmin(valid))
-        raise ValueError(f"levels[{k + 1}] = {levels[k + 1]!r}: must be below the level before it, {levels[k]!r}")
+        raise ValueError(
+            f"levels[{k + 1}] = {levels[k + 1]!r}: must be below the level before it, {levels[k]!r}"
+        )
     return levels
 
 
@@ -171,7 +173,10 @@ def divergence_of(spectrum: Spectrum, output: Output, metric: str) -> float:
         return float((counts * (np.square(np.sqrt(variance) - np.sqrt(target)) + error)).sum())
     with np.errstate(divide="ignore", invalid="ignore"):
         u = np.log(variance) - np.log(target)
-        terms = {"kl": half_gap(-u) + error / (2.0 * variance), "reverse_kl": half_gap(u) + error / (2.0 * target)}
+        terms = {
+            "kl": half_gap(-u) + error / (2.0 * variance),
+            "reverse_kl": half_gap(u) + error / (2.0 * target),
+        }
     chosen = sum(terms.values()) if metric == "jeffreys" else terms[metric]
     return float((counts * chosen).sum())
 

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastkl._sampler_base import Sampler
-from fastkl._search import SearchResult, search
+from fastkl._search import SearchResult
 from fastkl._validation import choice, integer, real_number
 from fastkl.evaluate import METRICS
 from fastkl.integrations._classes import (
@@ -35,6 +35,7 @@ from fastkl.integrations._classes import (
     noise_schedule,
     sampler_of,
 )
+from fastkl.integrations._levels import best_levels
 from fastkl.integrations._path import Path, read_path
 from fastkl.integrations._predict import divergence_of, predict
 from fastkl.schedule import NoiseSchedule
@@ -129,6 +130,35 @@ class Reading:
         more = {} if self.mu is None else {"mu": self.mu}
         return self._path({**arguments, **more})
 
+    def run(self, steps: int) -> tuple[Path, int, str | None]:
+        """Run the scheduler's own code once on two numbers, to see what it does and whether it does it.
+
+        Parameters
+        ----------
+        steps : int
+            Its ``num_inference_steps``.
+
+        Returns
+        -------
+        path : Path
+            Levels, timesteps, and how the first state is drawn.
+        evaluations : int
+            How often it evaluates the network.
+        failure : str or None
+            What the step code raised, or that it returned nan.
+
+        Examples
+        --------
+        >>> from diffusers import UniPCMultistepScheduler
+        >>> read(UniPCMultistepScheduler(solver_type="bh1")).run(5)[2]
+        'its own step code returns nan'
+        """
+        more = {} if self.mu is None else {"mu": self.mu}
+        scheduler = copy.deepcopy(self.scheduler)
+        scheduler.set_timesteps(integer("steps", steps), **more)
+        path = read_path(scheduler)
+        return path, len(scheduler.timesteps), failure_of(scheduler)
+
     def _path(self, arguments: dict[str, Any]) -> Path:
         scheduler = copy.deepcopy(self.scheduler)
         scheduler.set_timesteps(**arguments)
@@ -175,10 +205,13 @@ class Optimized:
         Which divergence.
     sampler : Sampler
         The update rule.
+    origin : str
+        Where the levels come from: "search", or the family of `fastkl rank` that is better under another sampler than
+        those that `fastkl.search` knows.
     reading : Reading
         What the scheduler is.
     search : SearchResult
-        What the search found.
+        What the search found, for DDIM where the sampler is not one that it knows.
     """
 
     arguments: dict[str, Any]
@@ -187,6 +220,7 @@ class Optimized:
     shipped_value: float
     metric: str
     sampler: Sampler
+    origin: str
     reading: Reading
     search: SearchResult
 
@@ -210,6 +244,20 @@ class Optimized:
             raise TypeError(f"scheduler: must be a {self.reading.name}, got {type(scheduler).__name__}")
         more = {} if self.reading.mu is None else {"mu": self.reading.mu}
         scheduler.set_timesteps(**self.arguments, **more, device=device)
+
+
+def failure_of(scheduler: Any) -> str | None:
+    """Return what goes wrong in the step code of a scheduler whose timesteps are set, None if nothing does."""
+    import torch
+
+    x = torch.ones((1, 1, 1, 2)) * float(getattr(scheduler, "init_noise_sigma", 1.0))
+    try:
+        for t in scheduler.timesteps:
+            scaled = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
+            x = scheduler.step(scaled / 2.0, t, x).prev_sample
+    except Exception as error:  # whatever it is, it is what the user would see
+        return f"its own step code raises {type(error).__name__}: {error}"
+    return None if bool(torch.isfinite(x).all()) else "its own step code returns nan"
 
 
 def read(scheduler: Any, *, mu: float | None = None, eta: float = 0.0) -> Reading:
@@ -271,7 +319,9 @@ def as_scheduler(scheduler: Any) -> Any:
     if isinstance(scheduler, Mapping):
         name = scheduler.get("_class_name")
         if not isinstance(name, str):
-            raise ValueError("scheduler: the configuration must have _class_name, the name of a scheduler class")
+            raise ValueError(
+                "scheduler: the configuration must have _class_name, the name of a scheduler class"
+            )
         check_class(name)
         return getattr(library(), name).from_config(dict(scheduler))
     found = getattr(scheduler, "scheduler", scheduler)
@@ -297,7 +347,12 @@ def prior_of(scheduler: Any, shift: float | None) -> str:
     if shift is not None:
         return "flow"
     spread = getattr(scheduler.config, "timestep_spacing", "")
-    own = ("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "HeunDiscreteScheduler", "LMSDiscreteScheduler")
+    own = (
+        "EulerDiscreteScheduler",
+        "EulerAncestralDiscreteScheduler",
+        "HeunDiscreteScheduler",
+        "LMSDiscreteScheduler",
+    )
     return "ve" if type(scheduler).__name__ in own and spread in ("linspace", "trailing") else "vp"
 
 
@@ -366,8 +421,10 @@ def optimize(
 
     Notes
     -----
-    The levels are the best ones for DDIM (`fastkl.search`), also for other samplers; `value` is that of the scheduler's own
-    sampler. Schedules for flow matching are returned as they are before the shift, which the scheduler applies.
+    For DDIM and Euler's step the levels are those of `fastkl.search`; for other samplers the best, under the sampler
+    itself, of DDIM's best levels and all families of `fastkl rank`. `value` is that of the scheduler as it then runs:
+    sampler, prior, last step and the timesteps that it tells the network. Schedules for flow matching are returned as they
+    are before the shift, which the scheduler applies.
 
     Examples
     --------
@@ -381,38 +438,28 @@ def optimize(
     argument = custom_argument(reading.scheduler)
     data = as_spectrum("spectrum", spectrum)
     choice("metric", metric, METRICS)
-    found = best_levels(reading, data, steps, metric, prove, options)
-    wanted = found.sigmas if found.refined_sigmas is None else found.refined_sigmas
-    arguments = {argument: as_argument(reading, argument, wanted, found)}
+    own = reading.path(steps)
+    found = best_levels(
+        reading.schedule, data, own.steps, metric, reading.sampler(own), reading.prior, prove=prove, **options
+    )
+    arguments = {argument: as_argument(reading, argument, found.levels)}
     path = reading.path_of(arguments)
-    check_honoured(reading, wanted, path)
+    check_honoured(reading, found.levels, path)
     sampler = reading.sampler(path)
     output = predict(path, sampler, data.eigenvalues, reading.prediction)
     best = Optimized(
-        arguments, path.levels, divergence_of(data, output, metric), shipped(reading, data, found.steps, metric), metric,
-        sampler, reading, found,
+        arguments, path.levels, divergence_of(data, output, metric), shipped(reading, data, own, metric), metric,
+        sampler, found.origin, reading, found.search,
     )  # fmt: skip
     if apply:
         best.apply(getattr(scheduler, "scheduler", scheduler))
     return best
 
 
-def best_levels(
-    reading: Reading, data: Spectrum, steps: int, metric: str, prove: bool, options: dict[str, Any]
-) -> SearchResult:
-    """Search for the levels, among those the model was trained on."""
-    for name in ("free_start", "prior", "sampler", "combine", "weights"):
-        if name in options:
-            raise TypeError(f"{name}: is the scheduler's own; it is no option here")
-    # The levels of DDIM, until search takes every sampler; then sampler=reading.sampler(path)
-    return search(data, reading.schedule, steps, "ddim", metric, reading.prior, prove, **options)
-
-
-def as_argument(reading: Reading, argument: str, levels: Array, found: SearchResult) -> Any:
+def as_argument(reading: Reading, argument: str, levels: Array) -> Any:
     """Return levels in the form that set_timesteps takes."""
     if argument == "timesteps":
-        assert found.timesteps is not None
-        return found.timesteps.tolist()
+        return reading.schedule.timesteps(levels[:-1]).tolist()
     if reading.name == "EulerDiscreteScheduler":
         return levels.tolist()
     if reading.name == "EDMEulerScheduler":
@@ -427,11 +474,8 @@ def edm_ramp(config: Any, levels: Array) -> Any:
     """Return the places of levels on the ramp from 0 (sigma_max) to 1 (sigma_min), which EDMEuler calls sigmas."""
     import torch
 
-    if config.sigma_schedule == "exponential":
-        ramp = np.log(config.sigma_max / levels) / np.log(config.sigma_max / config.sigma_min)
-    else:
-        high, low = config.sigma_max ** (1.0 / config.rho), config.sigma_min ** (1.0 / config.rho)
-        ramp = (high - levels ** (1.0 / config.rho)) / (high - low)
+    high, low = config.sigma_max ** (1.0 / config.rho), config.sigma_min ** (1.0 / config.rho)
+    ramp = (high - levels ** (1.0 / config.rho)) / (high - low)
     return torch.tensor(ramp, dtype=torch.float64)
 
 
@@ -446,12 +490,10 @@ def check_honoured(reading: Reading, wanted: Array, path: Path) -> None:
         )
 
 
-def shipped(reading: Reading, data: Spectrum, steps: int, metric: str) -> float:
-    """Return the divergence of the scheduler's own schedule, nan where it cannot be run."""
+def shipped(reading: Reading, data: Spectrum, path: Path, metric: str) -> float:
+    """Return the divergence of the scheduler's own schedule, nan where there is none to predict."""
     try:
-        path = reading.path(steps)
         output = predict(path, reading.sampler(path), data.eigenvalues, reading.prediction)
-    except (ValueError, RuntimeError):  # of options and numbers of steps that the class or the formulas refuse
+    except ValueError:  # of options and numbers of steps that the formulas refuse
         return float("nan")
     return divergence_of(data, output, metric)
-
