@@ -1,7 +1,7 @@
 """The real schedulers' own step code, run with the exact network of Gaussian data, one pixel for each eigenvalue.
 
-Row 0 of the batch starts from the scheduler's noise of standard deviation 1 in every pixel, the others from 0; the k-th
-fresh noise is 1 in row k and 0 in the others. All is linear, so that the sum of the squares of the rows is the variance.
+Row 0 of the batch starts from the standard deviation of the scheduler's noise in every pixel, the others from 0; the
+k-th fresh noise is 1 in row k and 0 in the others. All is linear: the sum of the squares of the rows is the variance.
 """
 
 import contextlib

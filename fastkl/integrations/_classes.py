@@ -1,4 +1,4 @@
-"""The scheduler classes of diffusers that are linear in the data: their samplers, noise schedules and what they take."""
+"""The scheduler classes of diffusers that are linear in the data: sampler, noise schedule and what each takes."""
 
 from __future__ import annotations
 
@@ -214,7 +214,7 @@ def custom_argument(scheduler: Any) -> str:
         raise ValueError(f"use_flow_sigmas = True of {name}: replaces the timesteps that are given; {other}")
     if name == "EDMEulerScheduler" and config.sigma_schedule != "karras":
         raise ValueError(
-            f"sigma_schedule = {config.sigma_schedule!r} of {name}: looks at the number of sigmas only; set it to 'karras'"
+            f"sigma_schedule = {config.sigma_schedule!r} of {name}: only counts the sigmas; set it to 'karras'"
         )
     if config.get("shift_terminal"):
         raise ValueError(

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fastkl.integrations._path import Path
+from fastkl.integrations._path import Path, alphas
 from fastkl.integrations._predict import Output, divergence_of, predict
 from fastkl.spectrum import Spectrum
 
@@ -142,10 +142,12 @@ def wrong_entry(s: Situation) -> Iterator[Finding]:
     """Timestep -1, which reads the noisiest entry of the table; or a last level that is not the one asked for."""
     negative = np.flatnonzero(s.path.timesteps < 0.0)
     for k in negative.tolist():
-        noisiest = s.path.here[k] >= s.path.here[0]
-        read_as = f"reads sigma {s.path.here[k]:.4g}, the noisiest" if noisiest else f"is clamped to sigma {s.path.here[k]:.4g}"  # fmt: skip
+        level, noisiest = float(s.path.here[k]), s.path.here[k] >= s.path.here[0]
+        read_as = (
+            f"reads the noisiest entry, sigma {level:.4g}" if noisiest else f"is clamped to sigma {level:.4g}"
+        )
         message = f"{s.path.steps} timesteps are made, the last one {s.path.timesteps[k]:g}, which {read_as}"
-        numbers = {"step": k, "timestep": float(s.path.timesteps[k]), "sigma": float(s.path.here[k])}
+        numbers = {"step": k, "timestep": float(s.path.timesteps[k]), "sigma": level}
         if noisiest:
             shorter = replace(
                 s.path, here=s.path.here[:k], told=s.path.told[:k], timesteps=s.path.timesteps[:k],
@@ -219,8 +221,8 @@ def noise_at_last(s: Situation) -> Iterator[Finding]:
     here = float(s.path.here[-1])
     added = here**2 / (1.0 + here**2)
     message = (
-        f"the last step, from timestep {s.path.timesteps[-1]:g}, adds noise of variance {added:.4g} to every eigenvalue "
-        "of the samples"
+        f"the last step, from timestep {s.path.timesteps[-1]:g}, adds noise of variance {added:.4g} to every "
+        "eigenvalue of the samples"
     )
     yield Finding("noise_at_last", message, {"variance": added})
 
@@ -229,7 +231,9 @@ def ends_above_zero(s: Situation) -> Iterator[Finding]:
     """Samples that keep some noise."""
     last = float(s.path.there[-1])
     if last > 0.0:
-        noise = last**2 / (1.0 + last**2) if s.path.coordinates == "vp" else last**2
+        noise = (
+            last**2 if s.path.coordinates == "ve" else float((last * alphas(last, s.path.coordinates)) ** 2)
+        )
         message = f"the last level is sigma {last:.4g}: samples keep noise of variance {noise:.4g}"
         yield Finding("ends_above_zero", message, {"sigma": last, "variance": noise})
 
@@ -238,6 +242,8 @@ def variances(s: Situation) -> Iterator[Finding]:
     """Eigenvalues of which the samples have too much or too little variance."""
     values = s.spectrum.eigenvalues
     above = values > 0.0
+    if not above.any():
+        return
     ratio = s.output.variance[above] / values[above]
     counts = np.ones(len(values)) if s.spectrum.counts is None else s.spectrum.counts
     total = float((counts * s.output.variance).sum() / (counts * values).sum())
@@ -249,8 +255,8 @@ def variances(s: Situation) -> Iterator[Finding]:
             continue
         share = float(counts[above][bad].sum() / counts.sum())
         message = (
-            f"eigenvalue {values[above][k]:.4g} comes out with {ratio[k]:.4g} times its variance; {100 * share:.3g} % of "
-            f"all directions are off by more than {100 * OFF:g} % this way; all variance together {total:.4g} times"
+            f"eigenvalue {values[above][k]:.4g} comes out with {ratio[k]:.4g} times its variance; {100 * share:.3g} % "
+            f"of all directions are off by more than {100 * OFF:g} % this way; all variance together {total:.4g} times"
         )
         yield Finding(code, message, {"eigenvalue": float(values[above][k]), "ratio": float(ratio[k]),
                                       "share": share, "total_ratio": total})  # fmt: skip

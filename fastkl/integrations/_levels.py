@@ -14,11 +14,25 @@ from fastkl.evaluate import divergence
 from fastkl.schedule import NoiseSchedule
 from fastkl.spectrum import Spectrum
 
-__all__ = ["Found", "best_levels"]
+__all__ = ["Found", "best_levels", "check_options"]
 
 Array = NDArray[np.float64]
 PER_FAMILY = 200
-FORBIDDEN = ("free_start", "prior", "sampler", "combine", "weights")
+FREE = (
+    "time_limit",
+    "grid",
+    "visit",
+    "min_spacing",
+)  # options of fastkl.search that a scheduler does not settle
+
+
+def check_options(options: dict[str, Any]) -> None:
+    """Raise for options that the scheduler settles, or that do not exist."""
+    for name in options:
+        if name not in FREE:
+            raise TypeError(
+                f"{name}: is no option here; {', '.join(FREE)} are, the scheduler settles the rest"
+            )
 
 
 def searchable(sampler: Sampler) -> bool:
@@ -49,9 +63,6 @@ def best_levels(
     Where it cannot be searched for, DDIM's best levels compete with all families of `fastkl rank` under the sampler
     itself, unless `options` ask for constraints that families do not keep to.
     """
-    for name in FORBIDDEN:
-        if name in options:
-            raise TypeError(f"{name}: is the scheduler's own; it is no option here")
     result = search(data, schedule, steps, "ddim", metric, prior, **options)
     levels = result.sigmas if result.refined_sigmas is None else result.refined_sigmas
     best = Found(levels, "search", result)

@@ -1,4 +1,4 @@
-"""diffusers: read a scheduler, find its best schedule, and say what is wrong with the one it ships (the extra `diffusers`).
+"""diffusers (the extra `diffusers`): read a scheduler and find its best schedule; `audit` beside this file judges it.
 
 >>> from diffusers import EulerDiscreteScheduler
 >>> import fastkl
@@ -36,6 +36,7 @@ from fastkl.integrations._classes import (
     sampler_of,
 )
 from fastkl.integrations._levels import best_levels
+from fastkl.integrations._levels import check_options as check_search
 from fastkl.integrations._path import Path, read_path
 from fastkl.integrations._predict import divergence_of, predict
 from fastkl.schedule import NoiseSchedule
@@ -423,8 +424,8 @@ def optimize(
     -----
     For DDIM and Euler's step the levels are those of `fastkl.search`; for other samplers the best, under the sampler
     itself, of DDIM's best levels and all families of `fastkl rank`. `value` is that of the scheduler as it then runs:
-    sampler, prior, last step and the timesteps that it tells the network. Schedules for flow matching are returned as they
-    are before the shift, which the scheduler applies.
+    sampler, prior, last step and the timesteps that it tells the network. Schedules for flow matching are as they are
+    before the shift, which the scheduler applies.
 
     Examples
     --------
@@ -434,6 +435,7 @@ def optimize(
     >>> len(best.arguments["sigmas"]), best.sigmas[-1]
     (4, np.float64(0.0))
     """
+    check_search(options)
     reading = read(scheduler, mu=mu)
     argument = custom_argument(reading.scheduler)
     data = as_spectrum("spectrum", spectrum)

@@ -1,6 +1,7 @@
 """ComfyUI: a node that makes the SIGMAS of the best schedule. Copy this folder into ComfyUI/custom_nodes.
 
-ComfyUI's Python must have fastkl: ``python -m pip install fastkl``. The node is under sampling/custom_sampling/schedulers.
+ComfyUI's Python must have fastkl (``python -m pip install fastkl``). The node is under sampling/custom_sampling/
+schedulers.
 """
 
 from __future__ import annotations

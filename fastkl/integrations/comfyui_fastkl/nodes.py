@@ -4,35 +4,31 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from fastkl import Spectrum
+import numpy as np
+
+from fastkl import NoiseSchedule, Spectrum, samplers
 from fastkl.cli.spectra import read_spectrum
-from fastkl.integrations.k_diffusion import levels_for
+from fastkl.integrations._levels import best_levels
 
 __all__ = ["NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS", "FastklScheduler"]
 
-# ComfyUI's names of samplers, as far as fastkl has their formulas
-SAMPLERS = {
-    "euler": "euler",
-    "euler_ancestral": "euler_ancestral",
-    "heun": "heun",
-    "dpm_2": "dpm_2",
-    "lms": "lms",
-    "dpmpp_2m": "dpmpp_2m",
-    "dpmpp_sde": "dpmpp_sde",
-    "dpmpp_2m_sde": "dpmpp_2m_sde",
-    "dpmpp_3m_sde": "dpmpp_3m_sde",
-    "ddim": "ddim",
-}
+# ComfyUI's names of samplers that are fastkl's; some have another formula where the model is one of flow matching.
+SAMPLERS = ("euler", "euler_ancestral", "heun", "dpm_2", "lms", "dpmpp_2m", "dpmpp_sde", "dpmpp_2m_sde",
+            "dpmpp_3m_sde", "ddim")  # fmt: skip
+FLOW_SAMPLERS = {"euler": "flow_euler", "ddim": "flow_euler", "heun": "flow_heun"}
 METRICS = ["w2", "kl", "reverse_kl", "jeffreys"]
 POWER_LAW = "power law"
 
 
 class FastklScheduler:
-    """The levels with the least divergence for a number of steps, between the ends of the model's noise levels."""
+    """The levels of a model with the least divergence for a number of steps."""
 
     RETURN_TYPES: ClassVar[tuple[str, ...]] = ("SIGMAS",)
     FUNCTION: ClassVar[str] = "get_sigmas"
     CATEGORY: ClassVar[str] = "sampling/custom_sampling/schedulers"
+    DESCRIPTION: ClassVar[str] = (
+        "Noise levels that lose least of the data's variance in a given number of steps."
+    )
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, dict[str, Any]]:
@@ -71,17 +67,32 @@ class FastklScheduler:
         """Return (SIGMAS,): steps + 1 levels, of which `denoise` keeps the last part, as ComfyUI's schedulers do."""
         import torch
 
-        total = steps
-        if denoise < 1.0:
-            if denoise <= 0.0:
-                return (torch.FloatTensor([]),)
-            total = int(steps / denoise)
+        if denoise <= 0.0:
+            return (torch.FloatTensor([]),)
+        total = steps if denoise >= 1.0 else int(steps / denoise)
         sampling = model.get_model_object("model_sampling")
-        levels = levels_for(
-            total, chosen(spectrum, exponent, mean_variance, spectrum_file), float(sampling.sigma_min),
-            float(sampling.sigma_max), SAMPLERS[sampler], metric,
-        )  # fmt: skip
-        return (torch.tensor(levels, dtype=torch.float32)[-(steps + 1) :],)
+        data = chosen(spectrum, exponent, mean_variance, spectrum_file)
+        places = timesteps(sampling, data, total, sampler, metric)
+        levels = sampling.sigmas[torch.as_tensor(places)].float().cpu()
+        return (torch.cat([levels, levels.new_zeros(1)])[-(steps + 1) :],)
+
+
+def timesteps(sampling: Any, data: Spectrum, steps: int, sampler: str, metric: str) -> list[int]:
+    """Return the best places in the table of a model's levels, descending."""
+    table = np.asarray(sampling.sigmas.tolist(), dtype=np.float64)
+    # models of flow matching (ComfyUI's CONST) have sigma of x = (1 - sigma) x0 + sigma noise
+    is_flow = any(base.__name__ == "CONST" for base in type(sampling).__mro__)
+    if is_flow and sampler not in FLOW_SAMPLERS:
+        raise ValueError(
+            f"sampler = {sampler!r}: for a model of flow matching, must be one of {', '.join(FLOW_SAMPLERS)}"
+        )
+    with np.errstate(divide="ignore"):
+        ratios = table / (1.0 - table) if is_flow else table
+    schedule = NoiseSchedule.from_alphas_cumprod(1.0 / (1.0 + np.square(ratios)))
+    rule = samplers.get(FLOW_SAMPLERS[sampler] if is_flow else sampler)
+    prior = "flow" if is_flow else "vp"  # ComfyUI's noise has variance 1 + sigma^2 where all is denoised
+    found = best_levels(schedule, data, steps, metric, rule, prior, prove=False)
+    return list(schedule.timesteps(found.levels[:-1]).tolist())
 
 
 def chosen(spectrum: str, exponent: float, mean_variance: float, file: str) -> Spectrum:
