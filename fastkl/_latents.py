@@ -78,7 +78,11 @@ class LatentSources:
         >>> fastkl.Spectrum.from_latents(vae, images).dim
         8
         """
-        latents = np.concatenate(list(encoded(vae, images, integer("batch_size", batch_size))))
+        parts = list(encoded(vae, images, integer("batch_size", batch_size)))
+        count = sum(len(part) for part in parts)
+        if count < 2:
+            raise ValueError(f"images: must hold at least 2 images, got {count}")
+        latents = np.concatenate(parts)
         if stationary:
             return cls.from_images(np.moveaxis(latents, 1, -1), floor)
         return cls.from_samples(latents, floor)

@@ -11,11 +11,13 @@ import pytest
 from numpydoc.validate import validate
 
 import fastkl
+from fastkl import plots
+from fastkl.integrations import audit, diffusers, k_diffusion
 
 ROOT = Path(__file__).resolve().parents[1]
 MODULES = sorted(
     module.name
-    for package in ("fastkl", "fastkl.kernels")
+    for package in ("fastkl", "fastkl.integrations", "fastkl.kernels")
     for module in pkgutil.iter_modules(importlib.import_module(package).__path__, f"{package}.")
     if not module.name.endswith("__main__")
 )
@@ -35,7 +37,8 @@ REQUIRED = {
 def public_objects():
     """Yield the dotted names of all public functions, classes and methods."""
     homes = [(fastkl, [name for name in fastkl.__all__ if name != "__version__"])]
-    homes += [(home, home.__all__) for home in (fastkl.discretize, fastkl.samplers)]
+    homes += [(home, home.__all__) for home in (fastkl.discretize, fastkl.samplers, plots)]
+    homes += [(home, home.__all__) for home in (audit, diffusers, k_diffusion)]
     for home, names in homes:
         for name in names:
             thing = getattr(home, name)

@@ -60,7 +60,19 @@ def loaded_after(code, cwd):
     return set(done.stdout.split())
 
 
-HEAVY = {"numba", "llvmlite", "scipy", "cupy", "rich", "matplotlib", "mpmath", "pytest"}
+HEAVY = {
+    "numba",
+    "llvmlite",
+    "scipy",
+    "cupy",
+    "rich",
+    "matplotlib",
+    "mpmath",
+    "pytest",
+    "torch",
+    "diffusers",
+    "PIL",
+}
 
 
 @pytest.mark.parametrize(
@@ -72,6 +84,8 @@ HEAVY = {"numba", "llvmlite", "scipy", "cupy", "rich", "matplotlib", "mpmath", "
         "import fastkl.evaluate, fastkl.spectrum, fastkl.schedule, fastkl.discretize, fastkl.theory, fastkl.samplers",
         "import fastkl; fastkl.Spectrum.preset('mnist'); fastkl.NoiseSchedule.ddpm_linear().sigmas([999, 0])",
         "import fastkl.kernels.reference",
+        "import fastkl.plots, fastkl.integrations.k_diffusion, fastkl.cli.parser; fastkl.cli.parser.build_parser()",
+        "import fastkl.integrations.diffusers, fastkl.integrations.audit, fastkl.integrations.comfyui_fastkl",
     ],
 )
 def test_importing_loads_nothing_heavy(code, tmp_path):

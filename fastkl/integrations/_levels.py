@@ -42,7 +42,7 @@ def searchable(sampler: Sampler) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class Found:
-    """Levels (N+1,), from which family of `fastkl rank`, or "search", and the search for DDIM's best."""
+    """Levels (N+1,), where they come from, and the search for DDIM's best."""
 
     levels: Array
     origin: str
@@ -56,12 +56,16 @@ def best_levels(
     metric: str,
     sampler: Sampler,
     prior: str,
+    *,
+    rival: Array | None = None,
+    first: float = np.inf,
     **options: Any,
 ) -> Found:
     """Return the best levels for a sampler.
 
-    Where it cannot be searched for, DDIM's best levels compete with all families of `fastkl rank` under the sampler
-    itself, unless `options` ask for constraints that families do not keep to.
+    Where it cannot be searched for, DDIM's best levels compete with all families of `fastkl rank`, and with the levels
+    `rival`, under the sampler itself, unless `options` ask for constraints that those do not keep to. `first` is what a
+    first level of inf becomes in the scheduler.
     """
     result = search(data, schedule, steps, "ddim", metric, prior, **options)
     levels = result.sigmas if result.refined_sigmas is None else result.refined_sigmas
@@ -69,23 +73,27 @@ def best_levels(
     constrained = options.get("visit") is not None or options.get("min_spacing", 1) > 1
     if searchable(sampler) or constrained or sampler.above_zero or steps < sampler.least_steps:
         return best
-    return best_of_families(best, schedule, data, metric, sampler, prior)
+    names, levels = contenders(best, schedule, data, rival)
+    tried = np.where(np.isinf(levels), first, levels)
+    kept = np.flatnonzero(np.isfinite(tried[:, 0]) | (not sampler.finite_start))
+    if not len(kept):
+        return best
+    least = kept[np.argmin(divergence(data, tried[kept], metric, sampler, prior))]
+    return Found(levels[least], names[least], result)
 
 
-def best_of_families(
-    best: Found, schedule: NoiseSchedule, data: Spectrum, metric: str, sampler: Sampler, prior: str
-) -> Found:
-    """Return what is best under a sampler among levels found for DDIM and the families of `fastkl rank`."""
+def contenders(
+    best: Found, schedule: NoiseSchedule, data: Spectrum, rival: Array | None
+) -> tuple[list[str], Array]:
+    """Return names and levels of what may be best, all from the same first level on."""
     from fastkl.cli.candidates import all_candidates
 
     families = all_candidates(schedule, data, best.search.steps, PER_FAMILY, schedule.is_discrete)
-    names = ["search", *(family for family, _, _ in families.labels)]
-    levels = np.concatenate([best.levels[None, :], families.levels])
     # the network knows no noisier level than the first, and starting lower is the prior's business
-    kept = levels[:, 0] >= best.levels[0] * (1.0 - 1e-9)
-    kept &= np.isfinite(levels[:, 0]) | (not sampler.finite_start)
-    if not kept.any():
-        return best
-    levels, names = levels[kept], [name for name, keep in zip(names, kept, strict=True) if keep]
-    least = int(np.argmin(divergence(data, levels, metric, sampler, prior)))
-    return Found(levels[least], names[least], best.search)
+    same = families.levels[:, 0] >= best.levels[0] * (1.0 - 1e-9)
+    names = ["search", *(label[0] for label, keep in zip(families.labels, same, strict=True) if keep)]
+    levels = np.concatenate([best.levels[None, :], families.levels[same]])
+    if rival is not None:
+        names.append("as shipped")
+        levels = np.concatenate([levels, np.append(best.levels[0], rival[1:])[None, :]])
+    return names, levels

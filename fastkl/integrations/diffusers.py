@@ -207,8 +207,8 @@ class Optimized:
     sampler : Sampler
         The update rule.
     origin : str
-        Where the levels come from: "search", or the family of `fastkl rank` that is better under another sampler than
-        those that `fastkl.search` knows.
+        Where the levels come from: "search", or, under a sampler that `fastkl.search` does not know, the family of
+        `fastkl rank` that is better, or "as shipped".
     reading : Reading
         What the scheduler is.
     search : SearchResult
@@ -442,8 +442,9 @@ def optimize(
     choice("metric", metric, METRICS)
     own = reading.path(steps)
     found = best_levels(
-        reading.schedule, data, own.steps, metric, reading.sampler(own), reading.prior, prove=prove, **options
-    )
+        reading.schedule, data, own.steps, metric, reading.sampler(own), reading.prior,
+        rival=rival_of(reading, own), first=float(own.here[0]), prove=prove, **options,
+    )  # fmt: skip
     arguments = {argument: as_argument(reading, argument, found.levels)}
     path = reading.path_of(arguments)
     check_honoured(reading, found.levels, path)
@@ -456,6 +457,19 @@ def optimize(
     if apply:
         best.apply(getattr(scheduler, "scheduler", scheduler))
     return best
+
+
+def rival_of(reading: Reading, path: Path) -> Array | None:
+    """Return the scheduler's own levels, if they are among those that it can be given: all from the noisiest to 0."""
+    levels, schedule = path.levels, reading.schedule
+    if not path.is_chain or levels[-1] != 0.0:
+        return None
+    if schedule.num_train_timesteps is not None:
+        t = path.timesteps
+        usual = t[0] == schedule.num_train_timesteps - 1 and t[-1] >= 0.0 and bool((np.diff(t) < 0.0).all())
+        return np.append(schedule.sigmas(t), 0.0) if usual and np.array_equal(t, np.rint(t)) else None
+    high = min(schedule.sigma_max, 1e4)  # of flow matching: float32 has no infinite ratio
+    return levels if levels[0] >= high * (1.0 - 1e-6) and (np.diff(levels) < 0.0).all() else None
 
 
 def as_argument(reading: Reading, argument: str, levels: Array) -> Any:
