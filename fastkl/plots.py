@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastkl._candidates import candidate_levels
+from fastkl._plot_parts import COLOURS, DASHES, axes, checked_mapping, look, named_levels, whole_numbers
 from fastkl._sampler_base import Sampler
 from fastkl._validation import choice, integer
 from fastkl.evaluate import METRICS, divergence, output_variance
@@ -24,9 +24,6 @@ __all__ = ["convergence", "front", "levels", "ratios", "spectrum"]
 
 Array = NDArray[np.float64]
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#5A5A5A")
-MARKERS = "osD^vPX*"
-DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1.5, 1, 1.5)))
 UNITS = {"kl": "KL(data || samples) (nats)", "reverse_kl": "KL(samples || data) (nats)",
          "jeffreys": "Jeffreys divergence (nats)", "w2": "squared 2-Wasserstein distance (data units squared)",
 }  # fmt: skip
@@ -107,8 +104,10 @@ def ratios(
         Covariance spectrum of the data, or its eigenvalues (squared data units); those of 0 are left out.
     schedules : mapping of str to array_like, shape (N+1,)
         Names and levels.
-    sampler, prior
-        As in `fastkl.output_variance`.
+    sampler : str or Sampler
+        The update rule, as in `fastkl.output_variance`.
+    prior : {"vp", "ve", "flow", "exact"}
+        Variance of the first state, as in `fastkl.output_variance`.
     ax : matplotlib.axes.Axes, optional
         Where to draw. Default: a new figure.
 
@@ -365,50 +364,3 @@ def finish_counts(ax: Any, counted: str, metric: str) -> None:
     ax.set_xlabel(counted)
     ax.set_ylabel(UNITS[choice("metric", metric, METRICS)])
     ax.legend(fontsize="small")
-
-
-def named_levels(schedules: Any) -> dict[str, Array]:
-    """Return checked levels by their names."""
-    checked_mapping("schedules", schedules)
-    named = {}
-    for name, sigmas in schedules.items():
-        rows, single = candidate_levels(f"schedules[{name!r}]", sigmas)
-        if not single:
-            raise ValueError(f"schedules[{name!r}]: must have shape (N+1,), got shape {rows.shape}")
-        named[str(name)] = rows[0]
-    return named
-
-
-def checked_mapping(argument: str, value: Any) -> None:
-    """Raise unless a value is a mapping that is not empty."""
-    if not isinstance(value, Mapping):
-        raise TypeError(f"{argument}: must be a mapping of names, got {type(value).__name__}")
-    if not value:
-        raise ValueError(f"{argument}: must not be empty")
-
-
-def look(index: int) -> dict[str, Any]:
-    """Return colour, marker and dashes of the line of a number; they repeat, combined differently, after 8."""
-    dashes = DASHES[(index + index // len(COLOURS)) % len(DASHES)]
-    return {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[index % len(MARKERS)],
-            "linestyle": dashes, "linewidth": 1.5, "markersize": 4.5}  # fmt: skip
-
-
-def whole_numbers(ax: Any) -> None:
-    """Put the ticks of the x axis at whole numbers."""
-    from matplotlib.ticker import MaxNLocator
-
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-
-
-def axes(ax: Any) -> Any:
-    """Return `ax`, or the axes of a new figure."""
-    try:
-        import matplotlib.pyplot as plt
-    except ImportError:
-        raise ImportError('pictures need Matplotlib: pip install "fastkl[plot]"') from None
-    if ax is None:
-        return plt.subplots(layout="constrained")[1]
-    if not callable(getattr(ax, "plot", None)):
-        raise TypeError(f"ax: must be Matplotlib axes, got {type(ax).__name__}")
-    return ax

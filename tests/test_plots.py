@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 import fastkl
 from fastkl import plots
+from fastkl._plot_parts import COLOURS, look
 
 SPECTRUM = fastkl.Spectrum([9.0, 1.0, 0.1, 0.01], counts=[1, 3, 10, 50])
 SCHEDULES = {"mine": [np.inf, 5.0, 1.0, 0.0], "other": [80.0, 3.0, 0.5, 0.1]}
@@ -113,12 +114,12 @@ def test_colours_differ_for_people_who_do_not_see_red_or_green():
     """Simulated after Vienot, Brettel and Mollon (1999): linear RGB to what a protanope or deuteranope tells apart."""
     protan = [[0.11238, 0.88762, 0.0], [0.11238, 0.88762, 0.0], [0.00401, -0.00401, 1.0]]
     deutan = [[0.29275, 0.70725, 0.0], [0.29275, 0.70725, 0.0], [-0.02234, 0.02234, 1.0]]
-    linear = np.array([colors.to_rgb(c) for c in plots.COLOURS]) ** 2.2
+    linear = np.array([colors.to_rgb(c) for c in COLOURS]) ** 2.2
     for matrix in (np.eye(3), np.array(protan), np.array(deutan)):
         seen = np.clip(linear @ np.array(matrix).T, 0.0, 1.0) ** (1 / 2.2)
         gaps = np.linalg.norm(seen[:, None] - seen[None], axis=-1)[np.triu_indices(len(seen), 1)]
         assert gaps.min() > 0.1
-    looks = {(s["color"], s["marker"], str(s["linestyle"])) for s in map(plots.look, range(16))}
+    looks = {(s["color"], s["marker"], str(s["linestyle"])) for s in map(look, range(16))}
     assert len(looks) == 16
 
 

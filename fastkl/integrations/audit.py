@@ -176,7 +176,7 @@ def audit(
     >>> from diffusers import EulerDiscreteScheduler
     >>> report = audit(EulerDiscreteScheduler(final_sigmas_type="sigma_min"), 10)
     >>> [finding.code for finding in report.findings]
-    ['wasted_step', 'prior_mismatch', 'ends_above_zero', 'variance_inflated', 'variance_lost']
+    ['wasted_step', 'ends_above_zero', 'variance_inflated', 'variance_lost']
     """
     reading = read(scheduler, mu=mu, eta=eta)
     data = as_spectrum("spectrum", Spectrum.preset("mnist") if spectrum is None else spectrum)

@@ -102,8 +102,16 @@ def levels_for(
 
     Parameters
     ----------
-    n, spectrum, sigma_min, sigma_max, sampler, metric
-        As in `get_sigmas_fastkl`.
+    n : int
+        Number of steps, and all else as in `get_sigmas_fastkl`.
+    spectrum : Spectrum or array_like, shape (d,)
+        Of the data.
+    sigma_min, sigma_max : float
+        What the network knows.
+    sampler : str or Sampler
+        The update rule.
+    metric : {"w2", "kl", "reverse_kl", "jeffreys"}
+        Which divergence.
 
     Returns
     -------
