@@ -97,7 +97,8 @@ def test_functions_have_examples():
     assert not missing
 
 
-def test_readme_python_blocks_run(capsys):
+def test_readme_python_blocks_run(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)  # where files are written
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     blocks = re.findall(r"^```python\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
     assert len(blocks) >= 2
@@ -109,9 +110,34 @@ def test_readme_python_blocks_run(capsys):
     assert "nan" not in printed.lower()
 
 
+def test_readme_commands_run(capsys, monkeypatch, tmp_path):
+    from diffusers import EulerDiscreteScheduler
+
+    from fastkl.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    EulerDiscreteScheduler(beta_schedule="scaled_linear").save_pretrained(tmp_path)
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```console\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
+    commands = [line.split() for block in blocks for line in block.splitlines()]
+    assert len(commands) >= 4
+    for command in commands:
+        assert command[0] == "fastkl"
+        assert main(command[1:]) == 0, command
+        assert capsys.readouterr().out.count("\n") > 5
+    assert {path.name for path in tmp_path.iterdir()} >= {"best.json", "levels.png", "audit.png"}
+
+
+def test_readme_blocks_are_all_run():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    kinds = re.findall(r"^```(.*)$", text, flags=re.MULTILINE)[::2]
+    assert set(kinds) == {"sh", "python", "console"}  # sh blocks are run by .ci/run
+    assert kinds.count("sh") == 2
+
+
 def test_readme_names_exist():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     for name in set(re.findall(r"fastkl\.([a-z_]\w*)\(", text)):
         assert hasattr(fastkl, name), name
-    for path in re.findall(r"`((?:benchmarks|fastkl|tests)/[\w/.]+)`", text):
+    for path in re.findall(r"[`(]((?:benchmarks|fastkl|tests)/[\w/.]+)[`)]", text):
         assert (ROOT / path).exists(), path
