@@ -290,3 +290,28 @@ def test_errors_on_the_command_line(content, message, tmp_path, capsys):
     assert (status, out) == (2, "")
     assert message in err
     assert err.count("\n") == 1
+
+
+def test_the_random_numbers_of_the_caller_stay():
+    torch.manual_seed(3)
+    expected = torch.rand(4)
+    torch.manual_seed(3)
+    audit(made("EulerAncestralDiscrete"), 5, SPECTRUM)
+    assert torch.equal(torch.rand(4), expected)
+
+
+def test_zero_eigenvalues():
+    spectrum = fastkl.Spectrum([1.0, 0.0])
+    with pytest.raises(ValueError, match=r"spectrum\.eigenvalues\[1\] = 0\.0"):
+        audit(made("EulerDiscrete"), 5, spectrum, "kl")
+    report = audit(made("EulerDiscrete"), 5, spectrum)
+    assert np.isnan(report.ratio[1])
+    assert np.isfinite(report.value)
+    with pytest.raises(ValueError, match="spectrum: must have an eigenvalue above 0"):
+        audit(made("EulerDiscrete"), 5, fastkl.Spectrum([0.0]))
+
+
+def test_one_step():
+    assert audit(made("FlowMatchEulerDiscrete"), 1, SPECTRUM).best is None
+    report = audit(made("EulerDiscrete", timestep_spacing="trailing"), 1, SPECTRUM)
+    assert report.best.value == pytest.approx(report.value)

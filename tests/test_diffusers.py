@@ -341,3 +341,24 @@ def test_a_file_that_is_no_configuration(tmp_path):
         read(tmp_path / "config.json")
     with pytest.raises(FileNotFoundError):
         read(tmp_path / "nowhere.json")
+
+
+def test_more_timesteps_than_asked_for_are_not_optimised():
+    """Trailing spacing makes 62 timesteps of 61 steps; the best schedule has 61."""
+    best = optimize(made("EulerDiscrete", {"timestep_spacing": "trailing"})[0], SPECTRUM, 61)
+    assert len(best.arguments["timesteps"]) == 61
+
+
+def test_a_thousand_steps_with_noise_are_predicted():
+    """Rows of a thousand noises: memory and time stay within reason."""
+    reading = read(made("DDPM", {"clip_sample": False})[0])
+    path = reading.path(1000)
+    predicted = predict(path, reading.sampler(path), LAMBDAS).variance
+    expected = fastkl.output_variance(LAMBDAS, path.levels, "ddpm_fixed_small", "vp")
+    np.testing.assert_allclose(predicted, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{"use_flow_sigmas": True}, {"prediction_type": "flow_prediction"}])
+def test_flow_levels_go_with_flow_predictions(options):
+    with pytest.raises(ValueError, match="goes with use_flow_sigmas"):
+        read(made("DPMSolverMultistep", options)[0])

@@ -242,8 +242,6 @@ def variances(s: Situation) -> Iterator[Finding]:
     """Eigenvalues of which the samples have too much or too little variance."""
     values = s.spectrum.eigenvalues
     above = values > 0.0
-    if not above.any():
-        return
     ratio = s.output.variance[above] / values[above]
     counts = np.ones(len(values)) if s.spectrum.counts is None else s.spectrum.counts
     total = float((counts * s.output.variance).sum() / (counts * values).sum())

@@ -6,15 +6,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from fastkl._sampler_base import Sampler
 from fastkl._search import SearchResult, search
 from fastkl.evaluate import divergence
 from fastkl.schedule import NoiseSchedule
-from fastkl.spectrum import Spectrum
+from fastkl.spectrum import Spectrum, as_spectrum
 
-__all__ = ["Found", "best_levels", "check_options"]
+__all__ = ["Found", "best_levels", "check_options", "with_variance"]
 
 Array = NDArray[np.float64]
 PER_FAMILY = 200
@@ -33,6 +33,14 @@ def check_options(options: dict[str, Any]) -> None:
             raise TypeError(
                 f"{name}: is no option here; {', '.join(FREE)} are, the scheduler settles the rest"
             )
+
+
+def with_variance(spectrum: Spectrum | ArrayLike) -> Spectrum:
+    """Return a spectrum, or raise if there is nothing in it that a schedule could lose."""
+    data = as_spectrum("spectrum", spectrum)
+    if not data.eigenvalues.max() > 0.0:
+        raise ValueError("spectrum: must have an eigenvalue above 0")
+    return data
 
 
 def searchable(sampler: Sampler) -> bool:

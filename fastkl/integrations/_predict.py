@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastkl._sampler_base import Sampler, write_tape
 from fastkl._sampler_dispatch import checked_sampler
+from fastkl._sampler_program import last_uses
+from fastkl._sampler_tape import Step
 from fastkl.integrations._path import Path, alphas
 from fastkl.spectrum import Spectrum
 
@@ -131,36 +132,46 @@ def through(sampler: Sampler, levels: Array, network: Network) -> tuple[Array, A
     """Return gain and noises (k, d) of the last state of a sampler, step by step in float64."""
     checked_sampler(sampler, levels[None, :])
     tape, points = write_tape(sampler, levels[None, :])
-    factors = {}
-    kind = tape.kind
-
-    def value(point: Any, which: str) -> Array:
-        if point.index not in factors:
-            factors[point.index] = network(float(point.level[0]))
-        data, noise = factors[point.index]
-        return np.asarray(states[point.index] * (data if which == "data" else noise))
-
-    first = network(float(levels[0]))[0]
-    states = [np.ones((1, len(first)))]  # rows: the start and each fresh noise
+    values = {0: network(float(levels[0]))}
+    rows = 1 + sum(step.noise is not None for step in tape.steps)
+    start = np.zeros((rows, len(values[0][0])))
+    start[0] = 1.0  # of the first y; the other rows are of fresh noises
+    states, drawn = {0: start}, 0
+    final = points[-1].index
+    kept_until, asked_until = last_uses(tape.steps, len(tape.steps) + 1)
     for step in tape.steps:
-        base, here = states[step.base.index], float(step.base.level[0])
-        kept = float(step.keep[0]) / (1.0 if np.isinf(here) else here)
-        function = value(step.function, kind)
-        new = kept * base
-        if step.function is not step.base and kind == "noise":
-            new = base + (kept - 1.0) * states[step.function.index]
-        new = new + float(step.rest[0]) * value(step.function, "data")
-        for point, weight in step.terms:
-            new = new + float(weight[0]) * (value(point, kind) - function)
+        new = stepped(step, states, values, tape.kind)
         if step.shared is not None:
-            new[-1] += float(step.shared[0])
+            new[drawn] += float(step.shared[0])
         if step.noise is not None:
-            fresh = np.full((1, new.shape[1]), float(step.noise[0]))
-            new = np.concatenate([new, fresh])
-            states = [np.concatenate([s, np.zeros_like(fresh)]) for s in states]
-        states.append(new)
-    last = states[points[-1].index]
-    return last[0], last[1:]
+            drawn += 1
+            new[drawn] += float(step.noise[0])
+        index = step.point.index
+        states[index] = new
+        if asked_until[index] > 0:
+            values[index] = network(float(step.point.level[0]))
+        for old in [i for i in states if i != final and max(kept_until[i], asked_until[i]) <= index]:
+            del states[old]
+    return states[final][0], states[final][1:]
+
+
+def stepped(step: Step, states: dict[int, Array], values: dict[int, tuple[Array, Array]], kind: str) -> Array:
+    """Return the state after a step, but for its fresh noise."""
+    which = 0 if kind == "data" else 1
+
+    def f(index: int, which: int) -> Array:
+        return np.asarray(states[index] * values[index][which])
+
+    here, function = float(step.base.level[0]), step.function.index
+    kept = float(step.keep[0]) / (1.0 if np.isinf(here) else here)
+    if step.function is not step.base and kind == "noise":
+        new = states[step.base.index] + (kept - 1.0) * states[function]
+    else:
+        new = kept * states[step.base.index]
+    new = new + float(step.rest[0]) * f(function, 0)
+    for point, weight in step.terms:
+        new += float(weight[0]) * (f(point.index, which) - f(function, which))
+    return new
 
 
 def divergence_of(spectrum: Spectrum, output: Output, metric: str) -> float:

@@ -168,9 +168,10 @@ def failure_of(scheduler: Any) -> str | None:
 
     x = torch.ones((1, 1, 1, 2)) * float(getattr(scheduler, "init_noise_sigma", 1.0))
     try:
-        for t in scheduler.timesteps:
-            scaled = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
-            x = scheduler.step(scaled / 2.0, t, x).prev_sample
+        with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they were
+            for t in scheduler.timesteps:
+                scaled = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
+                x = scheduler.step(scaled / 2.0, t, x).prev_sample
     except Exception as error:  # whatever it is, it is what the user would see
         return f"its own step code raises {type(error).__name__}: {error}"
     return None if bool(torch.isfinite(x).all()) else "its own step code returns nan"
@@ -219,10 +220,24 @@ def read(scheduler: Any, *, mu: float | None = None, eta: float = 0.0) -> Readin
     shift = flow_shift(found, None if mu is None else real_number("mu", mu))
     return Reading(
         scheduler=found, name=name, schedule=noise_schedule(found, shift),
-        prediction="flow" if shift is not None else config.prediction_type,
+        prediction=prediction_of(name, config),
         prior=prior_of(found, shift), spacing=spacing_of(config), last_step=last_step_of(name, config),
         shift=shift, mu=mu, eta=eta,
     )  # fmt: skip
+
+
+def prediction_of(name: str, config: Any) -> str:
+    """Return what the network predicts."""
+    if name.startswith("FlowMatch"):
+        return "flow"
+    kind = str(config.prediction_type)
+    flow_levels = bool(config.get("use_flow_sigmas", False))
+    if (kind == "flow_prediction") != flow_levels and (flow_levels or kind == "flow_prediction"):
+        raise ValueError(
+            f"prediction_type = {kind!r} of {name}: goes with use_flow_sigmas, which is {flow_levels}, where it is "
+            "'flow_prediction', and nowhere else"
+        )
+    return "flow" if flow_levels else kind
 
 
 def as_scheduler(scheduler: Any) -> Any:

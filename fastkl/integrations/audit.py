@@ -9,13 +9,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastkl._validation import choice
-from fastkl.evaluate import METRICS
+from fastkl.evaluate import METRICS, refuse_zero_eigenvalue
+from fastkl.integrations._classes import custom_argument
 from fastkl.integrations._findings import Finding, Situation, findings
-from fastkl.integrations._levels import best_levels
+from fastkl.integrations._levels import best_levels, with_variance
 from fastkl.integrations._path import Path
 from fastkl.integrations._predict import Output, divergence_of, predict
 from fastkl.integrations.diffusers import Reading, optimize, read
-from fastkl.spectrum import Spectrum, as_spectrum
+from fastkl.spectrum import Spectrum
 
 __all__ = ["Audit", "Better", "Finding", "audit"]
 
@@ -179,8 +180,10 @@ def audit(
     ['wasted_step', 'ends_above_zero', 'variance_inflated', 'variance_lost']
     """
     reading = read(scheduler, mu=mu, eta=eta)
-    data = as_spectrum("spectrum", Spectrum.preset("mnist") if spectrum is None else spectrum)
+    data = with_variance(Spectrum.preset("mnist") if spectrum is None else spectrum)
     choice("metric", metric, METRICS)
+    if metric != "w2":
+        refuse_zero_eigenvalue(data, np.zeros((1, 2)), metric, isinstance(spectrum, Spectrum))
     path, evaluations, failure = reading.run(steps)
     sampler = None if failure else reading.sampler(path)
     nothing = np.full(len(data), np.nan)
@@ -197,12 +200,13 @@ def audit(
 
 def better(reading: Reading, path: Path, sampler: Any, data: Spectrum, metric: str) -> Better | None:
     """Return the best schedule of as many steps, through the class itself if it takes one."""
-    if sampler is None:
-        return None
+    if sampler is None or (path.steps == 1 and np.isinf(reading.schedule.sigma_max)):
+        return None  # from pure noise one step returns nothing, whatever it is
     try:
-        best = optimize(reading.scheduler, data, path.steps, metric, mu=reading.mu)
+        custom_argument(reading.scheduler)
     except ValueError as error:
         return without_class(reading, path, sampler, data, metric, str(error))
+    best = optimize(reading.scheduler, data, path.steps, metric, mu=reading.mu)
     output = predict(reading.path_of(best.arguments), best.sampler, data.eigenvalues, reading.prediction)
     return Better(best.sigmas, best.value, output.variance, best.arguments, None)
 

@@ -21,14 +21,14 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastkl._sampler_base import Sampler
 from fastkl._search import SearchResult
-from fastkl._validation import choice
+from fastkl._validation import choice, integer
 from fastkl.evaluate import METRICS
 from fastkl.integrations._classes import custom_argument
-from fastkl.integrations._levels import best_levels, check_options
+from fastkl.integrations._levels import best_levels, check_options, with_variance
 from fastkl.integrations._path import Path
 from fastkl.integrations._predict import divergence_of, predict
 from fastkl.integrations._reading import Reading, read
-from fastkl.spectrum import Spectrum, as_spectrum
+from fastkl.spectrum import Spectrum
 
 __all__ = ["Optimized", "Reading", "optimize", "read"]
 
@@ -165,12 +165,13 @@ def optimize(
     check_options(options)
     reading = read(scheduler, mu=mu)
     argument = custom_argument(reading.scheduler)
-    data = as_spectrum("spectrum", spectrum)
+    data = with_variance(spectrum)
     choice("metric", metric, METRICS)
+    steps = integer("steps", steps)
     own = reading.path(steps)
     found = best_levels(
-        reading.schedule, data, own.steps, metric, reading.sampler(own), reading.prior,
-        rival=rival_of(reading, own), first=float(own.here[0]), prove=prove, **options,
+        reading.schedule, data, steps, metric, reading.sampler(own), reading.prior,
+        rival=rival_of(reading, own, steps), first=float(own.here[0]), prove=prove, **options,
     )  # fmt: skip
     arguments = {argument: as_argument(reading, argument, found.levels)}
     path = reading.path_of(arguments)
@@ -186,10 +187,10 @@ def optimize(
     return best
 
 
-def rival_of(reading: Reading, path: Path) -> Array | None:
+def rival_of(reading: Reading, path: Path, steps: int) -> Array | None:
     """Return the scheduler's own levels, if they are among those that it can be given: all from the noisiest to 0."""
     levels, schedule = path.levels, reading.schedule
-    if not path.is_chain or levels[-1] != 0.0:
+    if path.steps != steps or not path.is_chain or levels[-1] != 0.0:
         return None
     if schedule.num_train_timesteps is not None:
         t = path.timesteps

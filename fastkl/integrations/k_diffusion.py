@@ -9,10 +9,10 @@ from numpy.typing import ArrayLike
 
 from fastkl._sampler_base import Sampler
 from fastkl._validation import integer, real_number
-from fastkl.integrations._levels import best_levels
+from fastkl.integrations._levels import best_levels, with_variance
 from fastkl.samplers import get
 from fastkl.schedule import NoiseSchedule
-from fastkl.spectrum import Spectrum, as_spectrum
+from fastkl.spectrum import Spectrum
 
 __all__ = ["SAMPLERS", "get_sigmas_fastkl", "levels_for"]
 
@@ -133,7 +133,7 @@ def levels_for(
     low = real_number("sigma_min", sigma_min, above=0.0)
     high = real_number("sigma_max", sigma_max, above=low)
     rule = get(SAMPLERS.get(sampler, sampler) if isinstance(sampler, str) else sampler)
-    data = as_spectrum("spectrum", spectrum)
+    data = with_variance(spectrum)
     if n == 1:
         return np.array([high, 0.0])
     # x starts as noise of deviation sigmas[0]; even times of rho 7 resolve both ends
