@@ -15,13 +15,14 @@ import time
 import numpy as np
 from numpy.typing import NDArray
 
-from fastkl._convex_search import ConvexSearch, Outcome, Tangent
+from fastkl._convex_search import Bounds, ConvexSearch, Outcome, Tangent
 from fastkl._objective import Objective
 from fastkl._threads import run_all, thread_count
 
 __all__ = ["BoundedSearch"]
 
 Array = NDArray[np.float64]
+Integers = NDArray[np.int64]
 
 INFLECTION = 2.0 * math.log(2.0)
 MOST_ROUNDS = 12
@@ -29,6 +30,7 @@ FEWEST_CHANGE = 0.02  # of a box's width that a round must take away to be worth
 CUTS = 3  # shortest paths for each side of an entry's interval
 NEGLIGIBLE = 1e-3  # share of the gap that an entry's envelope may make up and still be left alone
 FLAT = 1e-3  # curvature, relative to the weight, that stands for that of a chord
+WORTH_RESTRICTING = 0.7  # share of the levels that may be left for the others to be left out
 QUICK_EFFORT = 1 << 24  # steps looked at in an enumeration before another round
 ROUNDING = 1e-11  # in bounds of the box
 
@@ -100,36 +102,99 @@ def touching(high: Array) -> Array:
 class BoundedSearch(ConvexSearch):
     """Search under w2."""
 
+    iterations_without_proof = 1  # an envelope of the widest box is loose, lifted or not
+
     def run(self, steps: int, deadline: float, prove: bool, slack: float, target: float = 0.0) -> Outcome:
         """Search for the best path of `steps` steps, and with a proof for all with values up to `target`.
 
         `slack` is the relative error of the objective itself.
         """
         outcome = Outcome([], [])
-        weights = self.objective.weights.copy()
-        weights[self.objective.directions :] = 0.0
-        _, path = self._shortest(self.grid.linearised(weights, steps), weights, steps)
-        self.take_in(outcome, path[None])
+        self.begin(outcome, steps, self.likely_start(steps))
         low, high = self.widest_box()
+        self.rounds(outcome, low, high, steps, deadline, prove, slack, target)
+        return outcome
+
+    def rounds(
+        self,
+        outcome: Outcome,
+        low: Array,
+        high: Array,
+        steps: int,
+        deadline: float,
+        prove: bool,
+        slack: float,
+        target: float,
+    ) -> None:
+        """Bound, enumerate and tighten the box [low, high] in turn, until everything is excluded or nothing helps."""
+        bounds = Bounds(len(self.starts))
         for _ in range(MOST_ROUNDS if prove else 1):
-            self.improve(outcome)
-            high = np.minimum(high, self.worth(max(outcome.best, target) * (1.0 + slack)))
+            high[:] = np.minimum(high, self.worth(self.limit(outcome, slack, target)))
             envelope = Envelope(self.objective, low, high)
-            best = outcome.paths[int(np.argmin(outcome.values))]
-            tangent = self.lift(outcome, envelope, best, steps, deadline, prove)
-            self.improve(outcome)
-            assert tangent is not None
+            self.explore(outcome, bounds, envelope, steps, deadline, prove)
+            for path in self.best_of_starts(outcome):
+                self.improve(outcome, path)
             if not prove or time.monotonic() > deadline:
-                return outcome
-            self.enumerate(outcome, tangent, steps, deadline, slack, target, QUICK_EFFORT)
+                return
+            self.enumerate(outcome, bounds, steps, deadline, slack, target, QUICK_EFFORT)
             if outcome.complete:
-                return outcome
-            limit = max(outcome.best, target) * (1.0 + slack)
+                return
+            limit = self.limit(outcome, slack, target)
+            tangent = bounds.tangents[bounds.by[self.place_of(outcome.best_path)]]
+            kept = self.levels_left(tangent, limit, steps, outcome.best_path)
+            if len(kept) < WORTH_RESTRICTING * len(self.grid.levels):
+                self.on_fewer_levels(kept, outcome, low, high, steps, deadline, slack, target)
+                return
             change = self.tighten(outcome, envelope, tangent, low, high, steps, deadline, limit)
             if change < FEWEST_CHANGE:
                 break
-        self.enumerate(outcome, tangent, steps, deadline, slack, target)
-        return outcome
+        self.enumerate(outcome, bounds, steps, deadline, slack, target)
+
+    def levels_left(self, tangent: Tangent, limit: float, steps: int, best: Integers) -> Integers:
+        """Return the levels that some path worth up to `limit` may visit, as far as a tangent tells."""
+        if len(self.starts) > 1 or self.grid.min_spacing > 1 or steps == 1:
+            return np.arange(len(self.grid.levels))
+        start = int(self.starts[0])
+        costs = tangent.linear.through(start, steps) + float(self.offsets[0] @ tangent.weights)
+        left = tangent.constant + costs + float(self.constants[0]) - tangent.rounding <= limit
+        left[np.concatenate([self.starts, best, self.grid.visit])] = True
+        return np.flatnonzero(left)
+
+    def on_fewer_levels(
+        self,
+        kept: Integers,
+        outcome: Outcome,
+        low: Array,
+        high: Array,
+        steps: int,
+        deadline: float,
+        slack: float,
+        target: float,
+    ) -> None:
+        """Go on with the levels that are left, by which all paths go that matter."""
+        starts = np.searchsorted(kept, self.starts)
+        inner = BoundedSearch(self.grid.restricted(kept), self.objective, starts, self.margins)
+        found = Outcome([], [], iterations=outcome.iterations)
+        known = np.stack(outcome.paths)
+        inner.take_in(found, np.searchsorted(kept, known[np.isin(known, kept).all(axis=1)]))
+        inner.rounds(found, low, high, steps, deadline, True, slack, target)
+        for path, value in zip(found.paths, found.values, strict=True):
+            outcome.add(kept[path], value)
+        outcome.complete, outcome.iterations = found.complete, found.iterations
+        outcome.bound = max(outcome.bound, min(found.bound, outcome.best))
+
+    def begin(self, outcome: Outcome, steps: int, place: int) -> Array:
+        """Take in as well the path that is best under w2's own slopes at the optimum off the grid."""
+        y = super().begin(outcome, steps, place)
+        linear = self.grid.linearised(np.maximum(self.objective.gradient(y), 0.0), steps)
+        start = int(self.starts[place])
+        if np.isfinite(linear.costs[start, steps - 1]):
+            self.take_in(outcome, linear.path(start, steps)[None])
+        return y
+
+    def limit(self, outcome: Outcome, slack: float, target: float) -> float:
+        """Return above which value of the objective no path matters."""
+        return max(outcome.best, target) * (1.0 + slack) + 2.0 * float(self.margins.max())
 
     def widest_box(self) -> tuple[Array, Array]:
         """Return bounds of y over all paths: no loss at all, and the losses of the coarsest paths."""
@@ -168,7 +233,7 @@ class BoundedSearch(ConvexSearch):
 
         Return the largest relative change.
         """
-        y = self.points(outcome.paths[int(np.argmin(outcome.values))][None])[0][0]
+        y = self.points(outcome.best_path[None])[0][0]
         spread = self.objective.directions
         loss = envelope.weights[:spread] * (distance(y[:spread]) - envelope.terms(y[:spread]))
         entries = np.flatnonzero(loss > NEGLIGIBLE * (outcome.best - outcome.bound))
@@ -193,7 +258,7 @@ class BoundedSearch(ConvexSearch):
         path found gives a line below it. The next mu is where a rising and a falling line meet.
         """
         allowed = limit - tangent.constant + tangent.rounding
-        least = tangent.bound - tangent.constant + tangent.rounding
+        least = float(tangent.bounds.min()) - tangent.constant + tangent.rounding
         unit = np.zeros(len(tangent.weights))
         unit[entry] = sign
         mu = 1.0 / max(allowed - least, 1e-300)

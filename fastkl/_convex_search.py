@@ -4,23 +4,29 @@ For any y' the tangent F(y) >= F(y') + F'(y') (y - y') bounds every path's value
 all paths is a shortest path with N edges. Frank-Wolfe's method moves y' to the minimiser of F over the convex hull of
 all paths, which lifts the bound; after each step F is minimised over the hull of the paths found so far. Every path
 that could still be better than the best one has a linearised cost below a known threshold, and these are enumerated.
+
+Where the first level is free, F is convex for each start on its own, and mixtures of starts would look better than any
+path. So every start has a bound of its own, the method runs for the start whose bound is least until no bound is below
+the best value, and each tangent serves all starts at once.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 import scipy.optimize
 from numpy.typing import NDArray
 
+from fastkl._first_levels import first_levels
 from fastkl._grid import Grid, Linearised
 from fastkl._objective import FORGOTTEN, Objective
-from fastkl._refinement import refined_levels
+from fastkl._path_moves import PathMoves
+from fastkl._refinement import refined_levels, value_of
 
-__all__ = ["ConvexSearch", "Outcome"]
+__all__ = ["Bounds", "ConvexSearch", "Outcome", "Tangent"]
 
 Array = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -28,8 +34,10 @@ Integers = NDArray[np.int64]
 MOST_ITERATIONS = 40
 CLOSED = 1e-12  # relative gap that is rounding
 GOOD = 5e-4  # relative gap that is good enough without a proof
-MOVES = np.array([1, 3])  # of a level, in places on the grid
-MOST_MOVES = 20
+FEW_STARTS = 8  # that are looked at without a proof, and SAMPLED of which the likeliest comes first
+SAMPLED = 24
+IMPROVED = 4  # starts whose best paths are moved level by level
+NEWTON_STEPS = 12  # for the first tangent, which need not be at the optimum itself
 BLOCK = 1 << 12  # paths evaluated together
 STALLED = 0.7  # an iteration that leaves more of the gap than this counts as one without progress
 PATIENCE = 3
@@ -63,7 +71,12 @@ class Outcome:
     @property
     def best(self) -> float:
         """The least value found."""
-        return min(self.values)
+        return min(self.values, default=math.inf)
+
+    @property
+    def best_path(self) -> Integers:
+        """A path of that value."""
+        return self.paths[int(np.argmin(self.values))]
 
     @property
     def gap(self) -> float:
@@ -73,42 +86,156 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Tangent:
-    """constant + weights @ y, below F everywhere, its least costs of paths, and the bound that it gives."""
+    """constant + weights @ y, below F everywhere, its least costs of paths, and its bounds for every start."""
 
     weights: Array
     constant: float
     rounding: float
     linear: Linearised
-    bound: float = -math.inf
+    bounds: Array
 
 
-class ConvexSearch:
-    """A grid, an objective and the starts that are allowed; searches for any number of steps."""
+class Bounds:
+    """For every start the best lower bound of its paths, and the tangent that gives it."""
 
-    def __init__(self, grid: Grid, objective: Objective, starts: Integers) -> None:
+    def __init__(self, starts: int) -> None:
+        self.least = np.full(starts, -math.inf)
+        self.by = np.full(starts, -1)
+        self.tangents: list[Tangent] = []
+
+    def add(self, tangent: Tangent) -> None:
+        """Keep a tangent if it is the best for some start."""
+        better = tangent.bounds > self.least
+        if better.any() or not self.tangents:
+            self.least[better] = tangent.bounds[better]
+            self.by[better] = len(self.tangents)
+            self.tangents.append(tangent)
+            for i in set(range(len(self.tangents))) - set(self.by.tolist()):
+                self.tangents[i] = self.tangents[-1]  # of no use any more: let its table go
+
+
+class ConvexSearch(PathMoves):
+    """A grid, an objective and the starts that are allowed; searches for any number of steps.
+
+    Values are those of the objective to a relative error of a quarter of `slack` and an absolute one of `margins`, for
+    every start.
+    """
+
+    iterations_without_proof = MOST_ITERATIONS
+
+    def __init__(
+        self, grid: Grid, objective: Objective, starts: Integers, margins: Array | None = None
+    ) -> None:
         self.grid, self.objective = grid, objective
         self.starts = starts
+        self.margins = np.zeros(len(starts)) if margins is None else margins
         self.offsets = objective.offsets(grid.levels[starts])
         self.constants = objective.constants(grid.levels[starts])
         x = grid.x[np.isfinite(grid.x)]
         self._logarithms = np.maximum(np.abs(np.log(objective.eigenvalues)), np.abs(x).max())
 
     def run(self, steps: int, deadline: float, prove: bool, slack: float, target: float = 0.0) -> Outcome:
-        """Search for the best path of `steps` steps, and with a proof for all with values up to `target`.
-
-        `slack` is the relative error of the objective itself.
-        """
-        outcome = Outcome([], [])
-        ones = self.objective.weights.copy()
-        ones[self.objective.directions :] = 0.0
-        _, path = self._shortest(self.grid.linearised(ones, steps), ones, steps)
-        self.take_in(outcome, path[None])
-        tangent = self.lift(outcome, self.objective, path, steps, deadline, prove)
+        """Search for the best path of `steps` steps, and with a proof for all with values up to `target`."""
+        outcome, bounds = Outcome([], []), Bounds(len(self.starts))
+        self.explore(outcome, bounds, self.objective, steps, deadline, prove)
         if outcome.gap > GOOD:
-            self.improve(outcome)
-        if prove and tangent is not None:
-            self.enumerate(outcome, tangent, steps, deadline, slack, target)
+            for path in self.best_of_starts(outcome):
+                self.improve(outcome, path)
+        if prove:
+            self.enumerate(outcome, bounds, steps, deadline, slack, target)
         return outcome
+
+    def explore(
+        self,
+        outcome: Outcome,
+        bounds: Bounds,
+        convex: Objective,
+        steps: int,
+        deadline: float,
+        prove: bool,
+    ) -> None:
+        """Lift the bounds of one start after the other, until none is below the best value."""
+        unexplored = np.ones(len(self.starts), dtype=np.bool_)
+        place: int | None = self.place_of(outcome.best_path) if outcome.paths else self.likely_start(steps)
+        while place is not None:
+            unexplored[place] = False
+            known = self.best_point(outcome, place)
+            y = self.begin(outcome, steps, place) if known is None else known
+            self.lift(outcome, bounds, convex, y, steps, deadline, prove, place)
+            enough = not prove and (~unexplored).sum() >= FEW_STARTS
+            if outcome.paths and (enough or time.monotonic() > deadline):
+                return
+            place = self.next_start(outcome, bounds, unexplored, prove)
+
+    def best_point(self, outcome: Outcome, place: int) -> Array | None:
+        """Return y of the best path found from a start, None if there is none."""
+        known = [i for i, path in enumerate(outcome.paths) if path[0] == self.starts[place]]
+        if not known:
+            return None
+        best = min(known, key=lambda i: outcome.values[i])
+        return self.points(outcome.paths[best][None])[0][0]
+
+    def best_of_starts(self, outcome: Outcome) -> list[Integers]:
+        """Return the best paths of the few starts that have the best ones."""
+        best: dict[int, Integers] = {}
+        for i in np.argsort(outcome.values, kind="stable").tolist():
+            best.setdefault(int(outcome.paths[i][0]), outcome.paths[i])
+        return list(best.values())[:IMPROVED]
+
+    def place_of(self, path: Integers) -> int:
+        """Return the place of a path's start among the starts."""
+        return int(np.searchsorted(self.starts, path[0]))
+
+    def likely_start(self, steps: int) -> int:
+        """Return the place of a start whose best paths are likely good: the best of some, then of those beside it."""
+        places = np.unique(np.linspace(0, len(self.starts) - 1, SAMPLED).astype(np.int64))
+        if len(self.starts) == 1:
+            return 0
+        best = int(np.argmin([self.value_off_grid(place, steps, 0) for place in places.tolist()]))
+        low, high = int(places[max(best - 1, 0)]), int(places[min(best + 1, len(places) - 1)])
+        values: dict[int, float] = {}
+        while high - low > 2:
+            third = max((high - low) // 3, 1)
+            for place in (low + third, high - third):
+                if place not in values:
+                    values[place] = self.value_off_grid(place, steps, NEWTON_STEPS)
+            if values[low + third] <= values[high - third]:
+                high -= third
+            else:
+                low += third
+        return min(
+            (*values, int(places[best])), key=lambda place: self.value_off_grid(place, steps, NEWTON_STEPS)
+        )
+
+    def value_off_grid(self, place: int, steps: int, newton_steps: int) -> float:
+        """Return the value that Newton's method reaches for one start in a number of steps."""
+        return value_of(self.objective, self.levels_off_grid(place, steps, newton_steps))
+
+    def levels_off_grid(self, place: int, steps: int, newton_steps: int) -> Array:
+        """Return the levels that Newton's method reaches for one start."""
+        start = int(self.starts[place])
+        levels = first_levels(self.grid, self.objective, self.offsets[place], start, steps)
+        least = float(self.grid.levels[-1])
+        return (
+            refined_levels(self.objective, levels, least, most_steps=newton_steps) if newton_steps else levels
+        )
+
+    def next_start(
+        self, outcome: Outcome, bounds: Bounds, unexplored: NDArray[np.bool_], prove: bool
+    ) -> int | None:
+        """Return the place of the start with the least bound, None if none below the best value is left."""
+        least = np.where(unexplored, bounds.least, math.inf)
+        place = int(np.argmin(least))
+        worth = outcome.best * (1.0 - (CLOSED if prove else GOOD))
+        return place if least[place] < worth else None
+
+    def begin(self, outcome: Outcome, steps: int, place: int) -> Array:
+        """Return y of a local optimum off the grid for one start; take in the path beside it if it is allowed."""
+        levels = self.levels_off_grid(place, steps, NEWTON_STEPS)
+        nearest = self.nearest(int(self.starts[place]), levels)
+        if nearest is not None:
+            self.take_in(outcome, nearest[None])
+        return np.asarray(self.objective.losses(levels[None])[0] + self.offsets[place])
 
     def points(self, paths: Integers) -> tuple[Array, Array]:
         """Return y and the constants of paths (P, N)."""
@@ -123,35 +250,57 @@ class ConvexSearch:
             outcome.add(path, value)
         return points, constants
 
+    def take_in_near(self, outcome: Outcome, paths: Integers, slack: float, target: float) -> None:
+        """Add those paths that may be best, or worth up to `target`, on the uncompressed spectrum."""
+        points, constants = self.points(paths)
+        values = self.objective.value(points) + constants
+        margins = self.margins[np.searchsorted(self.starts, paths[:, 0])]
+        best = min(outcome.best + self.margins.max(), float((values + margins).min()))
+        near = values - margins <= max(best, target) * (1.0 + slack)
+        for path, value in zip(paths[near], values[near].tolist(), strict=True):
+            outcome.add(path, value)
+
     def lift(
-        self, outcome: Outcome, convex: Objective, path: Integers, steps: int, deadline: float, prove: bool
-    ) -> Tangent | None:
-        """Lift the outcome's bound by Frank-Wolfe's method on a convex function below F; return the best tangent."""
-        vertices, constants = self.points(path[None])
-        shares, best, without_progress = np.ones(1), None, 0
-        for _ in range(MOST_ITERATIONS):
-            before = outcome.gap
-            tangent = self._tangent(convex, shares @ vertices, steps, prove)
-            least, path = self._shortest(tangent.linear, tangent.weights, steps)
+        self,
+        outcome: Outcome,
+        bounds: Bounds,
+        convex: Objective,
+        y: Array,
+        steps: int,
+        deadline: float,
+        prove: bool,
+        place: int,
+    ) -> None:
+        """Lift the bound of one start by Frank-Wolfe's method on a convex function below F, from its tangent at y."""
+        known = self.best_point(outcome, place)
+        vertices = np.empty((0, len(y))) if known is None else known[None]
+        constants, shares = np.full(len(vertices), self.constants[place]), np.ones(len(vertices))
+        without_progress = 0
+        for _ in range(MOST_ITERATIONS if prove else self.iterations_without_proof):
+            gap = outcome.best - bounds.least[place]
+            tangent = self._tangent(convex, y, steps, prove)
+            if np.isinf(tangent.bounds[place]):
+                bounds.least[place] = math.inf  # no choice of levels begins there
+                return
+            bounds.add(tangent)
             outcome.iterations += 1
-            bound = tangent.constant + least - tangent.rounding
-            if best is None or bound > best.bound:
-                best = replace(tangent, bound=bound)
-                outcome.bound = max(outcome.bound, bound)
+            outcome.bound = max(outcome.bound, float((bounds.least - self.margins).min()))
+            path = tangent.linear.path(int(self.starts[place]), steps)
             point, constant = self.take_in(outcome, path[None])
-            without_progress = without_progress + 1 if outcome.gap > STALLED * before else 0
+            left = outcome.best - bounds.least[place]
+            without_progress = without_progress + 1 if left > STALLED * gap else 0
             repeated = bool((np.abs(vertices - point[0]).max(axis=1) == 0.0).any())
             enough = CLOSED if prove else GOOD
             if (
-                outcome.gap <= enough
+                left <= enough * outcome.best
                 or repeated
                 or without_progress >= PATIENCE
                 or time.monotonic() > deadline
             ):
                 break
             vertices, constants = np.concatenate([vertices, point]), np.append(constants, constant)
-            shares = corrected(convex, vertices, constants, np.append(shares, 0.0))
-        return best
+            shares = corrected(convex, vertices, constants, np.append(shares, 0.0 if len(shares) else 1.0))
+            y = shares @ vertices
 
     def _tangent(self, convex: Objective, y: Array, steps: int, prove: bool) -> Tangent:
         """Return the tangent at y; where negative weights cost too much, at a point near it that has none."""
@@ -163,7 +312,11 @@ class ConvexSearch:
             weights = np.maximum(convex.gradient(y), 0.0)
         value = float(convex.value(y))
         linear = self.grid.linearised(weights, steps)
-        return Tangent(weights, value - float(weights @ y), self.rounding(weights, y, value, steps), linear)
+        totals = linear.costs[self.starts, steps - 1] + self.offsets @ weights + self.constants
+        if np.isinf(totals).all():
+            raise ValueError(f"steps = {steps}: no choice of levels keeps to visit and min_spacing")
+        constant, rounding = value - float(weights @ y), self.rounding(weights, y, value, steps)
+        return Tangent(weights, constant, rounding, linear, constant + totals - rounding)
 
     def rounding(self, weights: Array, y: Array, value: float, steps: int) -> float:
         """Bound the rounding error of a linearised value."""
@@ -171,96 +324,66 @@ class ConvexSearch:
         edges = steps * EDGE_ROUNDING * float(size @ self._logarithms)
         return ROUNDING * (float(size @ np.abs(y)) + abs(value)) + edges
 
-    def _shortest(self, linear: Linearised, weights: Array, steps: int) -> tuple[float, Integers]:
-        """Return the least linearised value of a path, offsets and constants included, and the path."""
-        totals = linear.costs[self.starts, steps - 1] + self.offsets @ weights + self.constants
-        start = int(np.argmin(totals))
-        if np.isinf(totals[start]):
-            raise ValueError(f"steps = {steps}: no choice of levels keeps to visit and min_spacing")
-        return float(totals[start]), linear.path(int(self.starts[start]), steps)
-
-    def improve(self, outcome: Outcome) -> None:
-        """Move the best path's levels to a local optimum off the grid, back to the nearest levels, then one by one."""
-        best = outcome.paths[int(np.argmin(outcome.values))]
-        snapped = self._snapped(best)
-        if snapped is not None:
-            self.take_in(outcome, snapped[None])
-        path, value = outcome.paths[int(np.argmin(outcome.values))], outcome.best
-        for _ in range(MOST_MOVES):
-            moved = self._neighbours(path)
-            if len(moved) == 0:
-                return
-            points, constants = self.points(moved)
-            values = self.objective.value(points) + constants
-            best = int(np.argmin(values))
-            if not values[best] < value:
-                return
-            path, value = moved[best], float(values[best])
-            outcome.add(path, value)
-
-    def _snapped(self, path: Integers) -> Integers | None:
-        """Return the path next to the local optimum beside a path, if it is allowed."""
-        sigmas = np.append(self.grid.levels[path], 0.0)
-        moved = refined_levels(self.objective, sigmas, float(self.grid.levels[-1]))
-        x = -self.grid.x
-        wanted = -2.0 * np.log(moved[1:-1])
-        right = np.clip(np.searchsorted(x, wanted), 1, len(x) - 1)
-        nearest = right - (wanted - x[right - 1] < x[right] - wanted)
-        snapped = np.append(path[:1], nearest)
-        return snapped if self._allowed(snapped[None])[0] else None
-
-    def _allowed(self, paths: Integers) -> NDArray[np.bool_]:
-        """Return which paths keep to the grid's steps, starts and ends."""
-        reach = self.grid.reach
-        inside = ((paths >= 0) & (paths < len(self.grid.levels))).all(axis=1)
-        paths = np.where(inside[:, None], paths, 0)
-        here, there = paths[:, :-1], paths[:, 1:]
-        steps = (there >= reach[here, 0]) & (there < reach[here, 1])
-        return (
-            inside & steps.all(axis=1) & self.grid.may_end[paths[:, -1]] & np.isin(paths[:, 0], self.starts)
-        )
-
-    def _neighbours(self, path: Integers) -> Integers:
-        """Return the allowed paths that differ from a path in one level, by a few places."""
-        changed = np.repeat(path[None], 2 * len(MOVES) * len(path), axis=0)
-        rows = np.arange(len(changed))
-        changed[rows, rows % len(path)] += np.repeat(np.concatenate([MOVES, -MOVES]), len(path))
-        return np.ascontiguousarray(changed[self._allowed(changed)])
-
     def enumerate(
         self,
         outcome: Outcome,
-        tangent: Tangent,
+        bounds: Bounds,
         steps: int,
         deadline: float,
         slack: float,
         target: float = 0.0,
         most_effort: int | None = None,
     ) -> None:
-        """Take in every path that the tangent does not exclude from being best on the uncompressed spectrum."""
-        allowed = max(outcome.best, target) * (1.0 + slack) - tangent.constant + tangent.rounding
-        rest = allowed - self.offsets @ tangent.weights - self.constants  # for the steps after each start
+        """Take in every path that no tangent excludes from being best on the uncompressed spectrum."""
         effort = FIRST_EFFORT
         while effort <= (most_effort or MOST_EFFORT):
-            found, began = [], time.monotonic()
-            for start in np.flatnonzero(tangent.linear.costs[self.starts, steps - 1] <= rest):
-                most = min(effort >> 6, MOST_PATHS)
-                paths = tangent.linear.below(int(self.starts[start]), steps, float(rest[start]), effort, most)
-                if paths is None or time.monotonic() > deadline:
-                    break
-                found.append(paths)
-            else:
+            began = time.monotonic()
+            found = self.paths_left(outcome, bounds, steps, slack, target, effort, deadline)
+            if found is not None:
                 for paths in found:
                     for begin in range(0, len(paths), BLOCK):
-                        self.take_in(outcome, paths[begin : begin + BLOCK])
+                        self.take_in_near(outcome, paths[begin : begin + BLOCK], slack, target)
                 outcome.complete = True
                 return
-            now = time.monotonic()
-            if now + (now - began) > deadline:
+            left, spent = deadline - time.monotonic(), time.monotonic() - began
+            if left < spent:
                 return
-            effort = int(
-                effort * min(8.0, (deadline - now) / max(now - began, 1e-3))
-            )  # what time is left for
+            effort = int(effort * min(8.0, left / max(spent, 1e-3)))  # what time is left for
+
+    def paths_left(
+        self,
+        outcome: Outcome,
+        bounds: Bounds,
+        steps: int,
+        slack: float,
+        target: float,
+        effort: int,
+        deadline: float,
+    ) -> list[Integers] | None:
+        """Return the paths that no tangent excludes, None if that is too much work or takes too long."""
+        places, found = self.thresholds(outcome, bounds, slack, target), []
+        share = max(effort // max(len(places), 1), 1)
+        for place, rest in places:
+            linear = bounds.tangents[bounds.by[place]].linear
+            paths = linear.below(int(self.starts[place]), steps, rest, share, min(effort >> 6, MOST_PATHS))
+            if paths is None or time.monotonic() > deadline:
+                return None
+            found.append(paths)
+        return found
+
+    def thresholds(
+        self, outcome: Outcome, bounds: Bounds, slack: float, target: float
+    ) -> list[tuple[int, float]]:
+        """Return the places of the starts that are not excluded, and below which costs of their steps they are not."""
+        known = float(self.margins[self.place_of(outcome.best_path)])
+        allowed = max(outcome.best, target) * (1.0 + slack) + known + self.margins
+        places = []
+        for place in np.flatnonzero(bounds.least <= allowed).tolist():
+            tangent = bounds.tangents[bounds.by[place]]
+            rest = allowed[place] - tangent.constant + tangent.rounding
+            rest -= float(self.offsets[place] @ tangent.weights) + self.constants[place]
+            places.append((place, float(rest)))
+        return places
 
 
 def corrected(objective: Objective, vertices: Array, constants: Array, shares: Array) -> Array:

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastkl._dispatch import GUARD
-from fastkl._search_problem import grid_levels
+from fastkl._search_setting import grid_levels
 from fastkl._threads import run_all, thread_count
-from fastkl._validation import choice, integer
+from fastkl._validation import boolean, choice, integer
 from fastkl.evaluate import METRICS, PRIORS, divergence, refuse_zero_eigenvalue
 from fastkl.schedule import NoiseSchedule
 from fastkl.spectrum import Spectrum, as_spectrum
@@ -186,8 +186,8 @@ def exhaustive(
         Covariance spectrum of the data, or its eigenvalues (squared data units). It is evaluated as it is: pass
         ``spectrum.compress()`` where d is large.
     schedule : NoiseSchedule
-        The T levels to choose from: the timesteps of a discrete schedule; of a continuous one `grid` times, evenly
-        spaced.
+        The T levels to choose from: the timesteps of a discrete schedule; of a continuous one `grid` levels, evenly
+        spaced in log sigma, as `search` has them.
     steps : int
         Number of steps N, 1 to T (at least 2 if the schedule's first level is inf and the start is not free).
     metric : {"kl", "reverse_kl", "jeffreys", "w2"}
@@ -252,13 +252,10 @@ def exhaustive(
         raise TypeError(f"schedule: must be a NoiseSchedule, got {type(schedule).__name__}")
     choice("metric", metric, METRICS)
     prior = schedule.prior if prior is None else choice("prior", prior, PRIORS)
-    if not isinstance(free_start, bool | np.bool_):
-        raise TypeError(
-            f"free_start: must be True or False, got {free_start!r} ({type(free_start).__name__})"
-        )
-    levels = grid_levels(schedule, grid)
+    free_start = boolean("free_start", free_start)
+    levels = grid_levels(schedule, grid, data.eigenvalues)
     fewest = 2 if np.isinf(levels[0]) and not free_start else 1
-    choices = Choices(levels, integer("steps", steps, minimum=fewest, maximum=len(levels)), bool(free_start))
+    choices = Choices(levels, integer("steps", steps, minimum=fewest, maximum=len(levels)), free_start)
     if metric != "w2":
         refuse_zero_eigenvalue(data, np.zeros((1, 2)), metric, isinstance(spectrum, Spectrum))
     begin, end = checked_range(first_rank, count, choices.total)

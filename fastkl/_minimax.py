@@ -14,8 +14,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from fastkl._search_problem import COMPRESSION, FOREVER, Problem, Setting, combined
+from fastkl._search_problem import COMPRESSION, FOREVER, Problem
 from fastkl._search_result import SearchResult
+from fastkl._search_setting import Setting, combined
 from fastkl.evaluate import divergence
 from fastkl.spectrum import Spectrum
 

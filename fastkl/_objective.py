@@ -110,14 +110,19 @@ class Objective:
 
     def losses(self, levels: Array) -> Array:
         """Return S of paths of levels (paths, N+1) that end at 0, (paths, entries), without cancellation."""
-        here, there = levels[:, :-1, None], levels[:, 1:, None]
+        return np.asarray(self.step_losses(levels[:, :-1], levels[:, 1:]).sum(axis=1))
+
+    def step_losses(self, here: Array, there: Array) -> Array:
+        """Return S of single steps, shaped like the levels with the entries as a last axis."""
+        here, there = here[..., None], there[..., None]
         values = self.eigenvalues
         infinite = np.isinf(here)
-        gap = np.where(infinite, 1.0, here - there)
+        gap = np.where(infinite, 1.0, here) - np.where(infinite, 0.0, there)
         # 1/(1 - e) - 1 = lambda (s - s')^2/(lambda + s s')^2
         lost = values * np.square(gap / (values + np.where(infinite, 1.0, here) * there))
-        lost = np.where(infinite, values / np.square(np.where(infinite, there, 1.0)), lost)
-        return np.asarray(np.log1p(lost).sum(axis=1))
+        if infinite.any():
+            lost = np.where(infinite, values / np.square(np.where(infinite, there, 1.0)), lost)
+        return np.asarray(np.log1p(lost))
 
 
 def excess(y: Array) -> Array:

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from fastkl._objective import Objective
 
-__all__ = ["refined_levels", "slopes_in_levels"]
+__all__ = ["refined_levels", "slopes_in_levels", "value_of"]
 
 Array = NDArray[np.float64]
 
@@ -50,45 +50,72 @@ def share_of_noise(square: Array, eigenvalues: Array) -> Array:
     return 1.0 / (1.0 + eigenvalues / np.where(square > 0.0, square, 1.0)) * (square > 0.0)
 
 
-def refined_levels(objective: Objective, sigmas: Array, least: float) -> Array:
+def refined_levels(
+    objective: Objective,
+    sigmas: Array,
+    least: float,
+    held: NDArray[np.bool_] | None = None,
+    apart: float = 0.0,
+    most_steps: int = MOST_STEPS,
+) -> Array:
     """Return levels at a local minimum of the divergence, the first and the final 0 kept, none below `least`.
 
-    Newton steps, made to go downhill and cut so that the order is kept, until nothing moves.
+    Newton steps, made to go downhill and cut so that the order is kept, until nothing moves. Levels that are `held`,
+    (N-1,), stay where they are; neighbours stay `apart` in log s^2, and where they come so close, the search ends.
     """
     levels, value = sigmas.copy(), value_of(objective, sigmas)
     if len(levels) < 3:
         return levels
-    for _ in range(MOST_STEPS):
+    movable = np.ones(len(levels) - 2, dtype=np.bool_) if held is None else ~held
+    for _ in range(most_steps):
         gradient, hessian = slopes_in_levels(objective, levels)
-        held = (
-            levels[-2] <= least * (1.0 + 1e-12) and gradient[-1] >= 0.0
-        )  # the last level would go below `least`
-        free = len(gradient) - int(held)
-        if free == 0:
+        free = movable.copy()
+        if levels[-2] <= least * (1.0 + 1e-12) and gradient[-1] >= 0.0:
+            free[-1] = False  # it would go below `least`
+        if not free.any() or not np.isfinite(hessian).all():
             break
-        curvatures, directions = np.linalg.eigh(hessian[:free, :free])
-        curvatures = np.maximum(np.abs(curvatures), max(1e-12 * np.abs(curvatures).max(), 1e-300))
         move = np.zeros(len(gradient))
-        move[:free] = -directions @ ((directions.T @ gradient[:free]) / curvatures)
-        x = 2.0 * np.log(levels[1:-1])
-        gaps = x - np.append(x[1:], 2.0 * np.log(least))
-        above = np.append(FARTHEST if np.isinf(levels[0]) else 2.0 * np.log(levels[0]) - x[0], gaps[:-1])
-        room = np.where(move > 0.0, above, gaps)
-        room[-1] = above[-1] if move[-1] > 0.0 else gaps[-1] / REACH  # the last may go all the way to `least`
-        moving = move != 0.0
-        share = min(1.0, float(np.min(REACH * room[moving] / np.abs(move[moving]), initial=1.0)))
-        trial, trial_value = levels, value
-        for _ in range(30):
-            moved = np.concatenate([levels[:1], np.exp(0.5 * (x + share * move)), [0.0]])
-            moved[-2] = max(moved[-2], least)
-            if (np.diff(moved) < 0.0).all() and (moved_value := value_of(objective, moved)) < value:
-                trial, trial_value = moved, moved_value
-                break
-            share *= 0.5
-        if trial is levels:
+        move[free] = -solved(hessian[np.ix_(free, free)], gradient[free])
+        found = shortened(objective, levels, value, move, least, apart)
+        if found is None:
             break
-        settled = float(np.abs(share * move).max()) < SETTLED
-        levels, value = trial, trial_value
-        if settled:
+        levels, value, farthest = found
+        if farthest < SETTLED:
             break
     return levels
+
+
+def solved(hessian: Array, gradient: Array) -> Array:
+    """Return Newton's direction, uphill; of a Hessian that is not positive the curvatures are made so."""
+    from scipy.linalg import LinAlgError, cho_factor, cho_solve
+
+    try:
+        return np.asarray(cho_solve(cho_factor(hessian), gradient))
+    except LinAlgError:
+        curvatures, directions = np.linalg.eigh(hessian)
+        curvatures = np.maximum(np.abs(curvatures), max(1e-12 * np.abs(curvatures).max(), 1e-300))
+        return np.asarray(directions @ ((directions.T @ gradient) / curvatures))
+
+
+def shortened(
+    objective: Objective, levels: Array, value: float, move: Array, least: float, apart: float
+) -> tuple[Array, float, float] | None:
+    """Return better levels on the way of a move of log s^2, their value, and how far one moved; None if none is."""
+    x = 2.0 * np.log(levels[1:-1])
+    gaps = x - np.append(x[1:], 2.0 * np.log(least))
+    gaps[:-1] -= apart
+    first = FARTHEST if np.isinf(levels[0]) else 2.0 * np.log(levels[0]) - x[0] - apart
+    above = np.append(first, gaps[:-1])
+    room = np.where(move > 0.0, above, gaps)
+    room[-1] = above[-1] if move[-1] > 0.0 else gaps[-1] / REACH  # the last may go all the way to `least`
+    moving = move != 0.0
+    limits = REACH * np.maximum(room[moving], 0.0) / np.abs(move[moving])
+    share = min(1.0, float(np.min(limits, initial=1.0)))
+    for _ in range(30):
+        moved = np.concatenate([levels[:1], np.exp(0.5 * (x + share * move)), [0.0]])
+        moved[1:-1][~moving] = levels[1:-1][~moving]  # to the bit
+        moved[-2] = max(moved[-2], least) if moving[-1] else moved[-2]
+        if (np.diff(moved) < 0.0).all() and (moved_value := value_of(objective, moved)) < value:
+            return moved, moved_value, float(np.abs(share * move).max())
+        share *= 0.5
+    return None

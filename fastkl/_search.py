@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from fastkl._search_problem import Problem, Setting, combined, several, weights_of
+from fastkl._search_problem import Problem
 from fastkl._search_result import SearchResult
-from fastkl._validation import choice, integer, real_number
+from fastkl._search_setting import Setting, combined, several, weights_of
+from fastkl._validation import boolean, choice, integer, real_number
 from fastkl.evaluate import METRICS, PRIORS, refuse_zero_eigenvalue
 from fastkl.schedule import NoiseSchedule
-from fastkl.spectrum import Spectrum
+from fastkl.spectrum import Spectrum, as_spectrum
 
 __all__ = ["SearchResult", "search"]
 
@@ -50,8 +51,9 @@ def search(
         Covariance spectrum of the data, or its eigenvalues (squared data units). Several spectra are combined as
         `weights` and `combine` say.
     schedule : NoiseSchedule
-        The levels to choose from: the timesteps of a discrete schedule; of a continuous one `grid` times, evenly
-        spaced.
+        The levels to choose from: the timesteps of a discrete schedule; of a continuous one `grid` levels, evenly
+        spaced in log sigma over its range, where that goes on to 0 and inf from there to three to four decades past
+        the square roots of the eigenvalues.
     steps : int or iterable of int
         Number of steps N, at least 1 (2 if the schedule's first level is inf); several for several results.
     sampler : {"ddim"}
@@ -65,17 +67,18 @@ def search(
         False returns after a few shortest paths, without enumeration: within 0.1 % of the optimum in all cases tried,
         with a lower bound that says how far at most.
     free_start : bool
-        Whether the first level may be any; the prior's mismatch and the mean are counted. Default: the noisiest. With
-        the priors `vp` and `flow` the bound is weak then, and on grids of hundreds of levels mostly nothing is proved
-        and the choice can be far from the best: where mismatch and losses have opposite signs, mixtures of paths look
-        better than any path.
+        Whether the first level may be any; the prior's mismatch and the mean are counted. Default: the noisiest.
+        Starts are searched one by one, and it takes ten times as long. Where a prior's mismatch and the losses have
+        opposite signs for many eigenvalues (`vp` and `flow` with `reverse_kl`), mixtures of paths can look better than
+        any path: then nothing is proved, and the choice can be some percent from the best.
     time_limit : float, optional
-        Seconds after which the best choice so far is returned, with a bound that is valid. Default: none.
+        Seconds, for each number of steps, after which the best choice so far is returned, with a bound that is valid;
+        what is under way then is finished first. Default: none.
     grid : int
         Number of levels of a continuous schedule, at least 2.
     visit : array_like of int or float, optional
-        Levels that must be among the N: timesteps for a discrete schedule, sigmas (the nearest grid level is taken)
-        for a continuous one.
+        Levels that must be among the N: timesteps for a discrete schedule, sigmas for a continuous one, whose grid they
+        are added to.
     min_spacing : int
         Least distance of neighbours on the grid (in timesteps), at least 1.
     weights : array_like, optional
@@ -102,8 +105,9 @@ def search(
     Paths are compared on a compression of the spectrum with a relative error of at most 1e-9; those within that of the
     best are evaluated on the whole spectrum, so that the proof is about the spectrum given, as far as the error of the
     compression is what it says (`Spectrum.compress`). Cost: a shortest path takes O(N T log T) interpolations, or
-    O(T^2) where a weight of the tangent is negative (a prior's mismatch above the losses, or a mean with
-    `reverse_kl`); some ten of them are needed. T = 1000 takes 10 to 300 ms.
+    O(N T^2) where a weight of the tangent is negative (a prior's mismatch above the losses, or a mean with
+    `reverse_kl`); two to ten of them are needed, under `w2` hundreds of the second kind. T = 1000 takes 10 to 100 ms
+    (`w2` 0.2 to 2 s), T = 100,000 half a second (`w2` is for a few thousand levels). Without a proof: 5 to 20 ms.
 
     References
     ----------
@@ -127,17 +131,43 @@ def search(
         raise TypeError(f"schedule: must be a NoiseSchedule, got {type(schedule).__name__}")
     prior = schedule.prior if prior is None else choice("prior", prior, PRIORS)
     limit = None if time_limit is None else real_number("time_limit", time_limit, above=0.0)
-    setting = Setting(schedule, grid, metric, prior, free_start, visit, integer("min_spacing", min_spacing))
+    free_start, prove = boolean("free_start", free_start), boolean("prove", prove)
     shares = weights_of(spectrum, weights)
     data = combined(spectrum, shares)
     if metric != "w2":
-        refuse_zero_eigenvalue(data, np.zeros((1, 2)), metric, isinstance(spectrum, Spectrum))
+        refuse_zero(spectrum, metric)
+    if not (data.eigenvalues > 0.0).any():
+        raise ValueError("spectrum: must have an eigenvalue above 0, or all levels are equally good")
+    spacing = integer("min_spacing", min_spacing)
+    setting = Setting(schedule, grid, data.eigenvalues, metric, prior, free_start, visit, spacing)
+    wanted = step_numbers(setting, steps)
     solve = Problem(data, setting).solve
     if combine == "worst" and several(spectrum):
         from fastkl._minimax import Minimax
 
         solve = Minimax(spectrum, shares, setting).solve
-    if isinstance(steps, Iterable):
-        wanted = [setting.checked_steps(f"steps[{i}]", n) for i, n in enumerate(steps)]
-        return [solve(n, prove, limit) for n in wanted]
-    return solve(setting.checked_steps("steps", steps), prove, limit)
+    results = [solve(n, prove, limit) for n in wanted]
+    return results if is_several(steps) else results[0]
+
+
+def is_several(steps: Any) -> bool:
+    """Whether several numbers of steps are asked for; an array of no axes is one number."""
+    return isinstance(steps, Iterable) and getattr(steps, "ndim", 1) > 0
+
+
+def step_numbers(setting: Setting, steps: Any) -> list[int]:
+    """Return the numbers of steps, or raise."""
+    if is_several(steps):
+        return [setting.checked_steps(f"steps[{i}]", n) for i, n in enumerate(steps)]
+    return [setting.checked_steps("steps", steps)]
+
+
+def refuse_zero(spectrum: Any, metric: str) -> None:
+    """Raise if an eigenvalue is 0, naming it in the argument as it was given."""
+    to_zero = np.zeros((1, 2))
+    if not several(spectrum):
+        data = as_spectrum("spectrum", spectrum)
+        refuse_zero_eigenvalue(data, to_zero, metric, isinstance(spectrum, Spectrum))
+        return
+    for i, one in enumerate(spectrum):
+        refuse_zero_eigenvalue(one, to_zero, metric, True, f"spectrum[{i}]")

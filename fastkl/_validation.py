@@ -15,7 +15,16 @@ import numpy as np
 from numpy.ma import MaskedArray
 from numpy.typing import NDArray
 
-__all__ = ["check_all", "choice", "decreasing", "integer", "read_only", "real_array", "real_number"]
+__all__ = [
+    "boolean",
+    "check_all",
+    "choice",
+    "decreasing",
+    "integer",
+    "read_only",
+    "real_array",
+    "real_number",
+]
 
 MOST = 10**12  # bound of integers that have no other: no array is longer, and int64 and float64 hold them
 
@@ -134,8 +143,17 @@ def real_number(
     return number
 
 
+def boolean(name: str, value: Any) -> bool:
+    """Return `value` as a bool, or raise."""
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"{name}: must be True or False, got {value!r} ({type(value).__name__})")
+    return bool(value)
+
+
 def integer(name: str, value: Any, *, minimum: int = 1, maximum: int | None = None) -> int:
     """Return `value` as an int within the bounds (at most 10**12 in any case), or raise."""
+    if isinstance(value, np.ndarray) and value.ndim == 0:
+        value = value[()]
     if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Integral):
         raise TypeError(f"{name}: must be an integer, got {value!r} ({type(value).__name__})")
     number = int(value)

@@ -149,12 +149,14 @@ def evaluated(
     return values
 
 
-def refuse_zero_eigenvalue(data: Spectrum, levels: Array, metric: str, named: bool) -> None:
+def refuse_zero_eigenvalue(
+    data: Spectrum, levels: Array, metric: str, named: bool, argument: str = "spectrum"
+) -> None:
     """Raise if an entropy would not be finite: an eigenvalue of 0 and a last level of 0."""
     if data.eigenvalues.min() > 0.0 or levels[:, -1].min() > 0.0:
         return
     index, row = int(np.argmin(data.eigenvalues)), int(np.argmin(levels[:, -1]))
-    where = "spectrum.eigenvalues" if named else "spectrum"
+    where = f"{argument}.eigenvalues" if named else argument
     raise ValueError(
         f"{where}[{index}] = 0.0: must be above 0, because {metric} is not finite for an eigenvalue of 0 and a last "
         f"level of 0 (row {row} of sigmas); add a floor (Spectrum.floored) or end at a level above 0"

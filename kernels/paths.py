@@ -4,13 +4,13 @@ With weights p_j the loss of a step from level a to level b is, summed over the 
 
     c(a, b) = sum_j p_j S_j(a, b) = G(x_a) + G(x_b) - 2 G((x_a + x_b)/2),   G(x) = sum_j p_j log(lambda_j + exp(x)),
 
-x = log s^2: the second difference of one function of one variable, which is tabulated with its first two derivatives
-and interpolated by polynomials of degree five. A path starts at a grid level and ends at 0.
+x = log s^2: the second difference of one function of one variable, which is interpolated by polynomials of degree
+seven. A path starts at a grid level and ends at 0.
 
 The arrays that describe a problem: x (T,) falling, the first may be inf; at (T,) G there, for an infinite level what
 the step from it to each b costs is G(x_b) - total x_b; last (T,) the cost of the step to 0; reach (T, 2) the first and
-the last+1 index that a step from a level may go to; table (K, 3), low, spacing: G, spacing G', spacing^2 G'' at low +
-k spacing.
+the last+1 index that a step from a level may go to; pieces (K, 8), low, density: the coefficients of G between
+low + k/density and low + (k+1)/density, as a polynomial of the place within the interval, from 0 to 1.
 """
 
 from __future__ import annotations
@@ -25,33 +25,25 @@ __all__ = ["best_path", "costs_to_go", "costs_to_go_monge", "paths_below"]
 
 
 @kernel
-def interpolated(table, low, spacing, x):
-    """Return G(x) from values and two derivatives at the two neighbours."""
-    place = (x - low) / spacing
-    k = min(max(int(place), 0), table.shape[0] - 2)
+def interpolated(pieces, low, density, x):
+    """Return G(x)."""
+    place = (x - low) * density
+    k = min(max(int(place), 0), pieces.shape[0] - 1)
     t = place - k
-    f0, d0, c0 = table[k, 0], table[k, 1], table[k, 2]
-    f1, d1, c1 = table[k + 1, 0], table[k + 1, 1], table[k + 1, 2]
-    rise = f1 - f0
-    slope = rise - d0 - 0.5 * c0
-    turn = d1 - d0 - c0
-    bend = c1 - c0
-    a3 = 10.0 * slope - 4.0 * turn + 0.5 * bend
-    a4 = -15.0 * slope + 7.0 * turn - bend
-    a5 = 6.0 * slope - 3.0 * turn + 0.5 * bend
-    return f0 + t * (d0 + t * (0.5 * c0 + t * (a3 + t * (a4 + t * a5))))
+    c = pieces[k]
+    return c[0] + t * (c[1] + t * (c[2] + t * (c[3] + t * (c[4] + t * (c[5] + t * (c[6] + t * c[7]))))))
 
 
 @kernel
-def edge(x, at, total, table, low, spacing, a, b):
+def edge(x, at, total, pieces, low, density, a, b):
     """Return the cost of the step from level a to level b."""
     if math.isinf(x[a]):
         return at[b] - total * x[b]
-    return (at[a] + at[b]) - 2.0 * interpolated(table, low, spacing, 0.5 * (x[a] + x[b]))
+    return (at[a] + at[b]) - 2.0 * interpolated(pieces, low, density, 0.5 * (x[a] + x[b]))
 
 
 @entry_point
-def costs_to_go(x, at, total, last, reach, table, low, spacing, costs):
+def costs_to_go(x, at, total, last, reach, pieces, low, density, costs):
     """Write the least cost from level a to 0 in k + 1 steps to costs[a, k], (T, N); inf where there is no path."""
     steps = costs.shape[1]
     for a in range(x.size - 1, -1, -1):
@@ -59,14 +51,14 @@ def costs_to_go(x, at, total, last, reach, table, low, spacing, costs):
         mine[:] = np.inf
         mine[0] = last[a]
         for b in range(reach[a, 0], reach[a, 1]):
-            cost = edge(x, at, total, table, low, spacing, a, b)
+            cost = edge(x, at, total, pieces, low, density, a, b)
             theirs = costs[b]
             for k in range(1, steps):
                 mine[k] = min(mine[k], cost + theirs[k - 1])
 
 
 @entry_point
-def costs_to_go_monge(x, at, total, last, reach, table, low, spacing, costs):
+def costs_to_go_monge(x, at, total, last, reach, pieces, low, density, costs):
     """Do the same in O(N T log T) steps where no weight is negative: then the best next level moves with the level.
 
     Rows are halved: the best next level of the middle row bounds those of the rows on either side.
@@ -89,10 +81,9 @@ def costs_to_go_monge(x, at, total, last, reach, table, low, spacing, costs):
             middle = (a0 + a1) // 2
             best, place = np.inf, -1
             for b in range(max(b0, reach[middle, 0]), min(b1, reach[middle, 1])):
-                if before[b] < np.inf:
-                    cost = edge(x, at, total, table, low, spacing, middle, b) + before[b]
-                    if cost < best:
-                        best, place = cost, b
+                cost = edge(x, at, total, pieces, low, density, middle, b) + before[b]
+                if cost < best:
+                    best, place = cost, b
             here[middle] = best
             split = place if place >= 0 else b0
             limit = place + 1 if place >= 0 else b1
@@ -105,21 +96,21 @@ def costs_to_go_monge(x, at, total, last, reach, table, low, spacing, costs):
 
 
 @entry_point
-def best_path(x, at, total, reach, table, low, spacing, costs, start, path):
+def best_path(x, at, total, reach, pieces, low, density, costs, start, path):
     """Write the levels of the best path from `start` in path.size steps to path."""
     path[0] = start
     for k in range(1, path.size):
         left = path.size - 1 - k
         best = np.inf
         for b in range(reach[path[k - 1], 0], reach[path[k - 1], 1]):
-            cost = edge(x, at, total, table, low, spacing, path[k - 1], b) + costs[b, left]
+            cost = edge(x, at, total, pieces, low, density, path[k - 1], b) + costs[b, left]
             if cost < best:
                 best = cost
                 path[k] = b
 
 
 @entry_point
-def paths_below(x, at, total, reach, table, low, spacing, costs, start, threshold, most, paths):
+def paths_below(x, at, total, reach, pieces, low, density, costs, start, threshold, most, paths):
     """Write every path from `start` whose cost is at most `threshold` to paths (P, N).
 
     Return how many there are, -1 if there are more than P, -2 if more than `most` steps had to be looked at. The costs
@@ -146,7 +137,7 @@ def paths_below(x, at, total, reach, table, low, spacing, costs, start, threshol
         looked += 1
         if looked > most:
             return -2
-        spent[depth] = spent[depth - 1] + edge(x, at, total, table, low, spacing, a, b)
+        spent[depth] = spent[depth - 1] + edge(x, at, total, pieces, low, density, a, b)
         if spent[depth] + costs[b, steps - 1 - depth] > threshold:
             continue
         if depth == steps - 1:

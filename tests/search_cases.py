@@ -46,11 +46,16 @@ def random_schedule(rng, size, kind=None):
     return NoiseSchedule.from_alphas_cumprod(alphas)
 
 
-def grid_of(schedule, grid):
-    """Levels, noisiest first."""
+def grid_of(schedule, grid=None, data=None):
+    """Levels, noisiest first: of continuous schedules evenly spaced in log sigma, as far as the spectrum matters."""
     if schedule.is_discrete:
         return schedule.sigmas(np.arange(schedule.num_train_timesteps))[::-1]
-    return schedule.sigmas(np.arange(grid, 0, -1) / grid)
+    if schedule.name == "edm":
+        return np.geomspace(schedule.sigma_max, schedule.sigma_min, grid)
+    low = 10.0 ** (np.floor(np.log10(data.eigenvalues.min()) / 2) - 3)
+    high = 10.0 ** (np.ceil(np.log10(data.eigenvalues.max()) / 2) + 3)
+    finite = np.geomspace(high, low, grid - 1) if grid > 2 else [np.sqrt(high) * np.sqrt(low)]
+    return np.append(np.inf, finite)
 
 
 def all_paths(size, steps, free):

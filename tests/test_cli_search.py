@@ -80,7 +80,7 @@ def test_grid_of_a_continuous_schedule(capsys):
     best = fastkl.search(DIGITS, NoiseSchedule.edm(), 4, grid=50)
     assert (report["grid"], found["timesteps"]) == (50, None)
     assert found["sigmas"] == best.sigmas.tolist()
-    assert [round(50 * t) / 50 for t in found["times"]] == found["times"]
+    assert NoiseSchedule.edm().sigmas(found["times"]) == pytest.approx(best.sigmas[:-1])
     assert found["refined_sigmas"] == best.refined_sigmas.tolist()
     assert found["refined_value"] <= found["value"]
     assert NoiseSchedule.edm().sigmas(found["refined_times"]) == pytest.approx(best.refined_sigmas[:-1])
@@ -303,7 +303,7 @@ ARGUMENTS = [
     ("--visit 3,x", "argument --visit: 'x' is not a number"),
     ("--visit 3.5", "visit[0] = 3.5: must be a timestep, an integer within 0 and 999"),
     ("--visit 5,1000", "visit[1] = 1000.0: must be a timestep"),
-    ("--schedule edm --visit 0", "visit[0] = 0.0: must be above 0"),
+    ("--schedule edm --visit 0", "visit[0] = 0.0: must be at least 0.002"),
     ("--min-spacing 0", "argument --min-spacing: must be an integer above 0"),
     ("--min-spacing 400 --steps 5", "no choice of levels keeps to visit and min_spacing"),
     ("--floor 0", "72 of its eigenvalues are 0, for which kl is not finite; add --floor"),

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import reference
 from cases import METRICS, PRIORS
+from search_cases import grid_of
 
 import fastkl
 from fastkl import NoiseSchedule, Spectrum, exhaustive
@@ -32,12 +33,9 @@ def spectrum(rng, size, zeros=0, full=True):
     return Spectrum(values, counts, rng.normal(size=size) if full else None)
 
 
-def all_sigmas(schedule, steps, free, grid=1000):
+def all_sigmas(schedule, steps, free, grid=None, data=None):
     """Every choice in lexicographic order of indices, noisiest first, (choices, N+1)."""
-    if schedule.is_discrete:
-        levels = schedule.sigmas(np.arange(schedule.num_train_timesteps))[::-1]
-    else:
-        levels = schedule.sigmas(np.arange(grid, 0, -1) / grid)
+    levels = grid_of(schedule, grid, data)
     size = len(levels)
     if free:
         paths = list(itertools.combinations(range(size), steps))
@@ -88,7 +86,7 @@ def test_continuous_schedules_and_their_own_priors(rng, schedule, start):
     result = exhaustive(data, schedule, 3, free_start=free, grid=20)
     assert result.timesteps is None
     assert result.prior == schedule.prior
-    check(result, data, all_sigmas(schedule, 3, free, grid=20), "kl", schedule.prior)
+    check(result, data, all_sigmas(schedule, 3, free, 20, data), "kl", schedule.prior)
 
 
 @pytest.mark.parametrize("metric", METRICS)

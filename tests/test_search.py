@@ -43,7 +43,7 @@ def test_equals_exhaustive_enumeration(rng, part):
         check(result, found.value)
         assert result.candidates == found.total
         assert result.value == fastkl.divergence(data, result.sigmas, metric, prior=result.prior)
-        assert np.isin(result.sigmas[:-1], grid_of(schedule, size)).all()
+        assert np.isin(result.sigmas[:-1], grid_of(schedule, size, data)).all()
         if schedule.is_discrete:
             np.testing.assert_array_equal(schedule.sigmas(result.timesteps), result.sigmas[:-1])
             quick = search(data, schedule, steps, "ddim", metric, prior, False, free)
@@ -70,7 +70,7 @@ def test_constraints_against_enumeration(rng, metric):
     for _ in range(12):
         size, free, spacing = int(rng.integers(6, 15)), bool(rng.integers(2)), int(rng.integers(1, 4))
         schedule, data = random_schedule(rng, size), random_spectrum(rng)
-        levels, steps = grid_of(schedule, size), int(rng.integers(2, 5))
+        levels, steps = grid_of(schedule, size, data), int(rng.integers(2, 5))
         must = np.sort(rng.choice(np.arange(1, size), int(rng.integers(0, 3)), replace=False))
         paths = all_paths(size, steps, free)
         allowed = np.array(
@@ -152,6 +152,61 @@ def test_one_step_and_all_levels(rng):
     every = search(data, schedule, 7)
     np.testing.assert_array_equal(every.sigmas, np.append(levels, 0.0))
     assert every.proved_optimal
+
+
+def test_levels_to_visit_are_taken_to_the_bit_and_stay_where_they_are(rng):
+    for schedule, visit in ((NoiseSchedule.edm(), [1.2345678, 0.05]), (NoiseSchedule.flow(2.0), [0.7, 3.3])):
+        data = random_spectrum(rng, "log_normal")
+        best = search(data, schedule, 5, grid=300, visit=visit)
+        free = search(data, schedule, 5, grid=300)
+        assert np.isin(visit, best.sigmas).all()
+        assert np.isin(visit, best.refined_sigmas).all()
+        assert free.refined_value < best.refined_value < best.value
+
+
+@pytest.mark.parametrize("spacing", [2, 25])
+def test_refined_levels_keep_the_spacing_of_the_grid(rng, spacing):
+    schedule = NoiseSchedule.edm()
+    for _ in range(6):
+        data = random_spectrum(rng)
+        best = search(data, schedule, 7, grid=200, min_spacing=spacing)
+        step = np.log(schedule.sigma_max / schedule.sigma_min) / 199
+        assert (-np.diff(np.log(best.refined_sigmas[:-1])) >= spacing * step * (1 - 1e-9)).all()
+        assert best.refined_value <= best.value
+
+
+@pytest.mark.parametrize("metric", ["kl", "w2"])
+def test_a_free_start_on_a_thousand_levels(metric):
+    """The start of a proved optimum cannot move for the better, whatever the other levels do."""
+    data, schedule = Spectrum.preset("digits"), NoiseSchedule.ddpm_linear()
+    best = search(data, schedule, 3, metric=metric, free_start=True)
+    assert best.proved_optimal
+    assert best.value < search(data, schedule, 3, metric=metric).value
+    assert best.value <= search(data, schedule, 3, metric=metric, free_start=True, prove=False).value
+    for start in best.timesteps[0] + np.array([-40, -3, -1, 1, 3, 40]):
+        beside = NoiseSchedule.from_alphas_cumprod(schedule.alphas_cumprod[: start + 1])
+        assert search(data, beside, 3, metric=metric, prior="vp").value > best.value
+
+
+def test_the_error_of_a_compression_counts_where_a_prior_cancels_losses():
+    """The compression's error is relative to the losses and the mismatch, which may be far above the value."""
+    data = Spectrum(np.linspace(0.9, 0.99, 400))
+    schedule = NoiseSchedule.from_alphas_cumprod(np.linspace(0.9999, 0.5, 30))
+    assert len(data.compress(1e-9)) < 50
+    found = fastkl.exhaustive(data, schedule, 3, "kl", "flow", free_start=True, keep=1)
+    result = search(data, schedule, 3, prior="flow", free_start=True)
+    check(result, found.value)
+
+
+def test_the_grid_reaches_the_ends_of_the_schedule_and_past_the_spectrum():
+    best = search([1.0, 0.01], NoiseSchedule.edm(0.002, 80.0), 3, grid=50, visit=[0.002])
+    assert best.sigmas[0] == 80.0
+    assert best.sigmas[-2] == 0.002
+    fine = search(Spectrum.preset("mnist"), NoiseSchedule.flow(), 50)
+    levels = fastkl.discretize.geodesic(NoiseSchedule.flow(), 50, spectrum=Spectrum.preset("mnist"))
+    geodesic = fastkl.divergence(Spectrum.preset("mnist"), levels, prior="flow")
+    assert fine.refined_value < geodesic
+    assert fine.value < 1.01 * geodesic
 
 
 # ---- bounds and proofs where the search is cut short
@@ -245,7 +300,7 @@ def test_adversarial_spectra(name, free):
 def test_long_paths_on_a_thousand_levels(rng):
     """No level of a proved optimum can move, nor any two neighbours, for the better."""
     data, schedule = Spectrum.preset("mnist"), NoiseSchedule.cosine()
-    levels, data = grid_of(schedule, 0), data.compress(1e-12)
+    levels, data = grid_of(schedule), data.compress(1e-12)
     for steps in (3, 10, 30):
         best = search(data, schedule, steps)
         assert best.proved_optimal
@@ -296,6 +351,37 @@ BAD = {
         {},
         ValueError,
         r"^spectrum\.eigenvalues\[0\] = 0\.0",
+    ),
+    "zero of several": (
+        ([Spectrum([1.0]), Spectrum([1.0, 0.0])], LINEAR, 3),
+        {},
+        ValueError,
+        r"^spectrum\[1\]\.eigenvalues\[1\] = 0\.0: must be above 0, because kl",
+    ),
+    "only zeros": (
+        ([0.0], LINEAR, 3),
+        {"metric": "w2"},
+        ValueError,
+        r"^spectrum: must have an eigenvalue above 0",
+    ),
+    "free_start": (
+        ([1.0], LINEAR, 3),
+        {"free_start": 1},
+        TypeError,
+        r"^free_start: must be True or False, got 1",
+    ),
+    "prove": (([1.0], LINEAR, 3), {"prove": "no"}, TypeError, r"^prove: must be True or False, got 'no'"),
+    "level out of range": (
+        ([1.0], NoiseSchedule.ddpm_linear(10_000), 3),
+        {},
+        ValueError,
+        r"^schedule = NoiseSchedule.ddpm_linear\(num_train.*: has the level .*, must be within 1e-15 and 1e\+15",
+    ),
+    "one level": (
+        ([1.0], NoiseSchedule.from_betas([1.0]), 3),
+        {},
+        ValueError,
+        r"^schedule = .*only level is inf",
     ),
     "schedule": (([1.0], [3.0, 2.0], 3), {}, TypeError, r"^schedule: must be a NoiseSchedule, got list"),
     "steps": (([1.0], LINEAR, 0), {}, ValueError, r"^steps = 0: must be at least 1"),
@@ -350,7 +436,7 @@ BAD = {
         ([1.0], NoiseSchedule.edm(), 3),
         {"visit": [1.0, 0.0]},
         ValueError,
-        r"^visit\[1\] = 0\.0: must be above",
+        r"^visit\[1\] = 0\.0: must be at least 0\.002",
     ),
     "visit inf": (
         ([1.0], NoiseSchedule.flow(), 3),
@@ -398,6 +484,15 @@ def test_bad_input(case):
         search(*args, **kwargs)
     assert type(caught.value) is exception
     assert re.search(pattern, str(caught.value)), str(caught.value)
+
+
+def test_a_number_of_steps_may_be_an_array_without_axes():
+    assert search([1.0], LINEAR, np.array(3)).steps == 3
+
+
+def test_the_levels_of_an_extreme_flow_are_as_of_any():
+    plain, extreme = (search([1.0], NoiseSchedule.flow(shift), 4) for shift in (1.0, 1e300))
+    assert extreme.value == plain.value
 
 
 def test_counts_of_steps_are_checked_before_any_work(monkeypatch):

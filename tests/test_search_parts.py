@@ -32,7 +32,7 @@ def test_costs_of_steps_against_direct_sums(rng):
         values = 10 ** rng.uniform(-9, 9, 6)
         weights = rng.normal(size=6)
         grid = Grid(levels, np.empty(0, dtype=np.int64), 1, values)
-        x, at, total, _, *table = grid.linearised(weights, 2)._graph
+        x, at, total, _, *pieces = grid.linearised(weights, 2)._graph
         largest = np.maximum(np.abs(np.log(values)), np.abs(x[np.isfinite(x)]).max())
         for a, b in itertools.islice(itertools.combinations(range(len(levels)), 2), 0, None, 7):
             here, there = levels[a], levels[b]
@@ -40,7 +40,7 @@ def test_costs_of_steps_against_direct_sums(rng):
             direct = weights @ np.log1p(values * np.square(gap))
             if np.isinf(here):
                 direct = weights @ np.log1p(values / there**2)
-            error = abs(edge(x, at, total, *table, a, b) - direct)
+            error = abs(edge(x, at, total, *pieces, a, b) - direct)
             assert error <= EDGE_ROUNDING * (np.abs(weights) @ largest)
 
 
@@ -82,6 +82,26 @@ def test_the_full_table_is_the_least_over_all_paths(rng):
                 }
                 assert linear.below(start, steps, middle, 10**6, len(below) - 1) is None
                 assert linear.below(start, steps, middle, 2, 1000) is None
+
+
+def test_the_least_cost_by_way_of_every_level(rng):
+    from fastkl._grid import Grid
+    from fastkl._objective import Objective
+
+    values = 10 ** rng.uniform(-3, 3, 4)
+    objective = Objective(Spectrum(values), "kl", "exact")
+    for case in range(12):
+        levels, steps = random_levels(rng, 9), int(rng.integers(2, 5))
+        weights = rng.normal(size=4) if case % 2 else rng.exponential(size=4)
+        visit = np.array([5] if case % 3 == 0 else [], dtype=np.int64)
+        grid = Grid(levels, visit, int(rng.integers(1, 3)), values)
+        linear, start = grid.linearised(weights, steps), int(rng.integers(0, 3))
+        paths = start + all_paths(9 - start, steps, False)
+        kept = (np.diff(paths, axis=1) >= grid.min_spacing).all(axis=1)
+        kept &= np.array([set(visit) <= set(path) for path in paths.tolist()])
+        costs = objective.losses(with_zero(levels, paths[kept])) @ weights
+        by_way = [costs[(paths[kept] == b).any(axis=1)].min(initial=np.inf) for b in range(9)]
+        np.testing.assert_allclose(linear.through(start, steps), by_way, rtol=1e-10, atol=1e-10)
 
 
 # ---- refinement
@@ -130,7 +150,7 @@ def test_refined_levels_are_never_worse_and_always_levels(rng, metric):
         )
         assert (np.diff(result.refined_sigmas) < 0).all()
         assert result.refined_sigmas[0] == result.sigmas[0]
-        assert result.refined_sigmas[-2] >= grid_of(schedule, 30)[-1] * (1 - 1e-12)
+        assert result.refined_sigmas[-2] >= grid_of(schedule, 30, data)[-1] * (1 - 1e-12)
         better += result.refined_value < result.value * (1 - 1e-6)
     assert better >= 8
 

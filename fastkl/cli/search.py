@@ -139,12 +139,9 @@ def result(best: SearchResult, schedule: NoiseSchedule, spectrum: Spectrum, grid
     document = best.as_dict()
     choices = document.pop("candidates")
     moved = best.refined_sigmas
-    times = schedule.times(best.sigmas[:-1])
-    if not schedule.is_discrete:  # multiples of 1/grid, but for rounding
-        times = np.rint(times * grid) / grid
     return {
         **document,
-        "times": times.tolist(),
+        "times": schedule.times(best.sigmas[:-1]).tolist(),
         "refined_times": None if moved is None else schedule.times(moved[:-1]).tolist(),
         "gap": gap(best),
         "log10_choices": None if choices is None else math.log10(choices),  # the number itself has no bound
