@@ -101,7 +101,9 @@ class Linearised:
         if np.isinf(x[start]):
             first = at - total * np.where(np.isinf(x), 0.0, x)
         else:
-            middle = np.where(np.isinf(x), x[start], 0.5 * (x[start] + x))  # an infinite level is not on the way
+            middle = np.where(
+                np.isinf(x), x[start], 0.5 * (x[start] + x)
+            )  # an infinite level is not on the way
             first = at[start] + np.where(np.isinf(x), 0.0, at) - 2.0 * values_at(middle, pieces, low, density)
         index = np.arange(len(x))
         first[(index < reach[start, 0]) | (index >= reach[start, 1])] = math.inf
