@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from fastkl._sampler_base import Sampler
 from fastkl._search_problem import Problem
 from fastkl._search_result import SearchResult
 from fastkl._search_setting import Setting, combined, several, weights_of
 from fastkl._validation import boolean, choice, integer, real_number
 from fastkl.evaluate import METRICS, PRIORS, refuse_zero_eigenvalue
+from fastkl.samplers import get
 from fastkl.schedule import NoiseSchedule
 from fastkl.spectrum import Spectrum, as_spectrum
 
@@ -23,7 +25,7 @@ def search(
     spectrum: Spectrum | ArrayLike | Sequence[Spectrum],
     schedule: NoiseSchedule,
     steps: int | Iterable[int],
-    sampler: str = "ddim",
+    sampler: str | Sampler = "ddim",
     metric: str = "kl",
     prior: str | None = None,
     prove: bool = True,
@@ -56,8 +58,12 @@ def search(
         the square roots of the eigenvalues.
     steps : int or iterable of int
         Number of steps N, at least 1 (2 if the schedule's first level is inf); several for several results.
-    sampler : {"ddim"}
-        The update rule.
+    sampler : str or Sampler
+        The update rule: a name of `fastkl.samplers.names()`, or what a function of `fastkl.samplers` returns. Only
+        "ddim" (and the names of the same map) is searched with a proof. All others are searched locally: what is
+        returned is better than DDIM's best levels and the standard schedules and no single level can be moved for the
+        better by a power of 2, but other choices may be better still; `proved_optimal` is False and `lower_bound`
+        None. A sampler that needs a last level above 0 ends at the lowest level of the grid instead of 0.
     metric : {"kl", "reverse_kl", "jeffreys", "w2"}
         Which divergence, as in `divergence`. `w2` is not convex: convex envelopes on boxes take its place, which
         shortest paths tighten until what is left can be enumerated.
@@ -124,9 +130,10 @@ def search(
     >>> best.proved_optimal
     True
     """
-    choice("sampler", sampler, ("ddim",))
+    rule = get(sampler)
     choice("metric", metric, METRICS)
-    choice("combine", combine, ("sum", "worst"))
+    if choice("combine", combine, ("sum", "worst")) == "worst" and not rule.is_ddim:
+        raise ValueError(f"combine = 'worst': needs the sampler 'ddim', got sampler = {sampler!r}")
     if not isinstance(schedule, NoiseSchedule):
         raise TypeError(f"schedule: must be a NoiseSchedule, got {type(schedule).__name__}")
     prior = schedule.prior if prior is None else choice("prior", prior, PRIORS)
@@ -141,11 +148,16 @@ def search(
     spacing = integer("min_spacing", min_spacing)
     setting = Setting(schedule, grid, data.eigenvalues, metric, prior, free_start, visit, spacing)
     wanted = step_numbers(setting, steps)
-    solve = Problem(data, setting).solve
     if combine == "worst" and several(spectrum):
         from fastkl._minimax import Minimax
 
         solve = Minimax(spectrum, shares, setting).solve
+    elif rule.is_ddim:
+        solve = Problem(data, setting).solve
+    else:
+        from fastkl._local_search import LocalSearch
+
+        solve = LocalSearch(data, setting, rule, sampler if isinstance(sampler, str) else None).solve
     results = [solve(n, prove, limit) for n in wanted]
     return results if is_several(steps) else results[0]
 

@@ -25,7 +25,8 @@ class SearchResult:
         Timesteps in descending order, as diffusers' ``set_timesteps(timesteps=...)`` takes them; None for continuous
         schedules.
     sigmas : ndarray, shape (N+1,)
-        Levels in descending order, ending in 0, as k-diffusion and ComfyUI take them.
+        Levels in descending order, ending in 0, as k-diffusion and ComfyUI take them; for samplers that need a last
+        level above 0, in the lowest level of the grid.
     value : float
         Divergence of `sigmas` on the whole spectrum.
     lower_bound : float or None
@@ -34,7 +35,9 @@ class SearchResult:
     proved_optimal : bool
         Whether every other choice of levels has been excluded: `sigmas` has the least divergence of all.
     refined_sigmas : ndarray, shape (N+1,), or None
-        For continuous schedules: all levels moved off the grid to a local optimum.
+        For continuous schedules: all levels moved off the grid to a local optimum, but those that must be visited.
+        `min_spacing` counts levels of the grid and says nothing about these; of other samplers than DDIM no two are
+        closer than 1 %, or than the two closest of the grid.
     refined_value : float or None
         Divergence of `refined_sigmas`, never above `value`.
     metric, prior, sampler : str
@@ -42,7 +45,7 @@ class SearchResult:
     candidates : int or None
         How many choices of levels there are; None where some must be visited.
     iterations : int
-        Shortest paths that were computed.
+        Shortest paths that were computed; in a local search, batches of candidates that were evaluated.
     seconds : float
         Time that it took.
     """

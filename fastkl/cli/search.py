@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import math
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from fastkl import __version__
+from fastkl import __version__, samplers
 from fastkl._search import SearchResult, search
 from fastkl.cli.errors import InputError
 from fastkl.cli.files import number
@@ -29,7 +30,8 @@ __all__ = ["DESCRIPTION", "SUMMARY", "add_arguments", "run"]
 SUMMARY = "find the best noise levels for a number of steps, and prove it"
 DESCRIPTION = (
     "Finds the N levels of a noise schedule with the least divergence of DDIM's samples from Gaussian data of the "
-    "given spectrum, among all choices, and proves it. Prints them ready to paste, beside the standard schedules."
+    "given spectrum, among all choices, and proves it; for other samplers, by a local search that proves nothing. "
+    "Prints them ready to paste, beside the standard schedules."
 )
 
 GRID = 1000
@@ -64,7 +66,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `search`."""
     add_spectrum(parser)
     add_schedule(parser)
-    text = "steps, that is evaluations of the network: 10, 3-12, or 4,8,16 (default: 10)"
+    text = "the sampler's name (default: %(default)s)"
+    parser.add_argument("--sampler", choices=samplers.names(), default="ddim", metavar="NAME", help=text)
+    text = "steps, for most samplers evaluations of the network: 10, 3-12, or 4,8,16 (default: 10)"
     parser.add_argument("--steps", type=step_numbers, default=[10], metavar="N", help=text)
     add_metric(parser)
     add_prior(parser, None)
@@ -117,7 +121,7 @@ def searched(arguments: argparse.Namespace, schedule: NoiseSchedule, spectrum: S
         "min_spacing": arguments.min_spacing,
     }
     found = search(
-        spectrum, schedule, arguments.steps, metric=arguments.metric, prior=arguments.prior, **options
+        spectrum, schedule, arguments.steps, arguments.sampler, arguments.metric, arguments.prior, **options
     )
     if arguments.plot is not None:
         others = standards(schedule, spectrum, found[-1].steps, options["grid"])
@@ -126,15 +130,18 @@ def searched(arguments: argparse.Namespace, schedule: NoiseSchedule, spectrum: S
         "fastkl": __version__,
         "spectrum": {"name": arguments.spectrum, "dim": spectrum.dim, "floor": arguments.floor},
         "schedule": repr(schedule),
+        "sampler": arguments.sampler,
         "metric": arguments.metric,
         "prior": arguments.prior or schedule.prior,
         **options,
         "grid": None if schedule.is_discrete else options["grid"],
-        "results": [result(best, schedule, spectrum, options["grid"]) for best in found],
+        "results": [result(best, schedule, spectrum, options["grid"], arguments.sampler) for best in found],
     }
 
 
-def result(best: SearchResult, schedule: NoiseSchedule, spectrum: Spectrum, grid: int) -> dict[str, Any]:
+def result(
+    best: SearchResult, schedule: NoiseSchedule, spectrum: Spectrum, grid: int, sampler: str
+) -> dict[str, Any]:
     """Return what was found for one number of steps, beside the standard schedules."""
     document = best.as_dict()
     choices = document.pop("candidates")
@@ -145,7 +152,7 @@ def result(best: SearchResult, schedule: NoiseSchedule, spectrum: Spectrum, grid
         "refined_times": None if moved is None else schedule.times(moved[:-1]).tolist(),
         "gap": gap(best),
         "log10_choices": None if choices is None else math.log10(choices),  # the number itself has no bound
-        "standards": compared(best, standards(schedule, spectrum, best.steps, grid), spectrum),
+        "standards": compared(best, standards(schedule, spectrum, best.steps, grid), spectrum, sampler),
     }
 
 
@@ -154,12 +161,14 @@ def gap(best: SearchResult) -> float | None:
     return None if best.lower_bound is None else ratio(best.value, best.lower_bound) - 1.0
 
 
-def compared(best: SearchResult, others: list[Standard], spectrum: Spectrum) -> list[dict[str, Any]]:
+def compared(
+    best: SearchResult, others: list[Standard], spectrum: Spectrum, sampler: str
+) -> list[dict[str, Any]]:
     """Return the standard schedules by value, the least first, then those that are left out."""
+    others = [runnable(other, sampler) for other in others]
     kept = [other for other in others if other.levels is not None]
-    values = divergence(
-        spectrum, np.array([other.levels for other in kept]), best.metric, prior=best.prior
-    ).tolist()
+    levels = np.array([other.levels for other in kept])
+    values = divergence(spectrum, levels, best.metric, sampler, best.prior).tolist() if kept else []
     rows = [
         {"name": other.name, "function": other.function, "parameters": other.parameters, "value": value,
          "times_best": ratio(value, best.value), "left_out": None}
@@ -172,6 +181,18 @@ def compared(best: SearchResult, others: list[Standard], spectrum: Spectrum) -> 
         if other.levels is None
     ]  # fmt: skip
     return rows
+
+
+def runnable(other: Standard, sampler: str) -> Standard:
+    """Return a standard schedule, without its levels if the sampler cannot run on them."""
+    rule = samplers.get(sampler)
+    if other.levels is None:
+        return other
+    if rule.finite_start and np.isinf(other.levels[0]):
+        return replace(other, levels=None, why_not=f"starts at inf, and {sampler} needs a finite first level")
+    if rule.above_zero:
+        return replace(other, levels=None, why_not=f"ends at 0, and {sampler} needs a last level above 0")
+    return other
 
 
 def ratio(value: float, other: float) -> float:

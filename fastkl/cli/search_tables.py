@@ -15,7 +15,8 @@ __all__ = ["print_report"]
 def print_report(report: dict[str, Any]) -> None:
     """Print the headline, and for every number of steps its levels, what is known about them and the comparison."""
     spectrum = report["spectrum"]
-    line(f"{report['metric']} on {spectrum['name']} (dim {digits(spectrum['dim'])}), prior {report['prior']}")
+    where = f"{spectrum['name']} (dim {digits(spectrum['dim'])})"
+    line(f"{report['metric']} on {where}, {report['sampler']}, prior {report['prior']}")
     line(report["schedule"])
     for found in report["results"]:
         line()
@@ -70,7 +71,9 @@ def verdict(found: dict[str, Any]) -> str:
     """Say what is known about how good a result is."""
     if found["proved_optimal"]:
         return "proved optimal"
-    if found["gap"] is None or math.isinf(found["gap"]):
+    if found["gap"] is None:
+        return "local search: no bound is known"
+    if math.isinf(found["gap"]):
         return "not proved, and no bound is known"
     return f"not proved: at most {100.0 * found['gap']:.3g} % above the optimum"
 
