@@ -146,7 +146,8 @@ def test_the_best_schedule_is_set_and_is_worth_what_is_said(name, options, argum
     best.apply(scheduler)
     variance = output_variance(scheduler, SPECTRUM.eigenvalues)
     w2 = np.square(np.sqrt(variance) - np.sqrt(SPECTRUM.eigenvalues)).sum()
-    assert w2 == pytest.approx(best.value, rel=1e-4)
+    # levels that are neighbours leave few digits to the float32 of the scheduler
+    assert w2 == pytest.approx(best.value, rel=2e-3 if "Singlestep" in name else 1e-4)
 
 
 def test_flow_sigmas_are_shifted_once():
@@ -173,10 +174,20 @@ def test_other_samplers_get_levels_that_are_best_for_them(name):
     scheduler, _ = made(name, {})
     best = optimize(scheduler, SPECTRUM, 6)
     reading = best.reading
-    path = reading.path_of({"timesteps": best.search.timesteps.tolist()})
+    ddim = fastkl.search(SPECTRUM, reading.schedule, 6, metric="w2", prior=reading.prior, prove=False)
+    path = reading.path_of({"timesteps": ddim.timesteps.tolist()})
     variance = predict(path, best.sampler, SPECTRUM.eigenvalues).variance
     w2 = np.square(np.sqrt(variance) - np.sqrt(SPECTRUM.eigenvalues)).sum()
     assert best.value < 0.8 * w2
+
+
+def test_many_steps_are_searched_for_ddim_only():
+    scheduler, _ = made("DPMSolverMultistep", {})
+    few, many = (optimize(scheduler, [1.0, 0.1], steps) for steps in (5, 60))
+    assert few.search.sampler != "ddim"
+    assert many.search.sampler == "ddim"
+    assert many.value <= many.shipped_value
+    assert optimize(made("EulerDiscrete", {})[0], [1.0, 0.1], 60).origin == "search"
 
 
 def test_constraints_of_search_are_kept():

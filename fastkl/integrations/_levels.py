@@ -1,4 +1,4 @@
-"""The best levels for a sampler: searched for where `fastkl.search` knows it, else the best of what is at hand."""
+"""The best levels for a sampler: what `fastkl.search` finds, or what is better where that has no proof."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ __all__ = ["Found", "best_levels", "check_options", "with_variance"]
 
 Array = NDArray[np.float64]
 PER_FAMILY = 200
+MOST_STEPS = 50  # for which a local search is worth its time, some seconds
 FREE = (
     "time_limit",
     "grid",
@@ -43,14 +44,16 @@ def with_variance(spectrum: Spectrum | ArrayLike) -> Spectrum:
     return data
 
 
-def searchable(sampler: Sampler) -> bool:
-    """Return whether `fastkl.search` takes a sampler."""
-    return sampler.is_ddim
+def searchable(sampler: Sampler, schedule: NoiseSchedule, steps: int) -> bool:
+    """Return whether `fastkl.search` finds levels from the schedule's noisiest to 0 for a sampler, in some seconds."""
+    starts = np.isfinite(schedule.sigma_max) or not sampler.finite_start
+    soon = sampler.is_ddim or steps <= MOST_STEPS
+    return bool(starts and soon and not sampler.above_zero and steps >= sampler.least_steps)
 
 
 @dataclass(frozen=True, eq=False)
 class Found:
-    """Levels (N+1,), where they come from, and the search for DDIM's best."""
+    """Levels (N+1,), where they come from, and what the search found."""
 
     levels: Array
     origin: str
@@ -71,15 +74,16 @@ def best_levels(
 ) -> Found:
     """Return the best levels for a sampler.
 
-    Where it cannot be searched for, DDIM's best levels compete with all families of `fastkl rank`, and with the levels
-    `rival`, under the sampler itself, unless `options` ask for constraints that those do not keep to. `first` is what a
-    first level of inf becomes in the scheduler.
+    Where there is no proof, what was found (for DDIM, if the sampler cannot be searched for soon) competes with all
+    families of `fastkl rank`, and with the levels `rival`, unless `options` ask for constraints that those do not keep
+    to. `first` is what a first level of inf becomes in the scheduler.
     """
-    result = search(data, schedule, steps, "ddim", metric, prior, **options)
+    rule = sampler if searchable(sampler, schedule, steps) else "ddim"
+    result = search(data, schedule, steps, rule, metric, prior, **options)
     levels = result.sigmas if result.refined_sigmas is None else result.refined_sigmas
     best = Found(levels, "search", result)
     constrained = options.get("visit") is not None or options.get("min_spacing", 1) > 1
-    if searchable(sampler) or constrained or sampler.above_zero or steps < sampler.least_steps:
+    if sampler.is_ddim or constrained or sampler.above_zero or steps < sampler.least_steps:
         return best
     names, levels = contenders(best, schedule, data, rival)
     tried = np.where(np.isinf(levels), first, levels)

@@ -51,8 +51,8 @@ def get_sigmas_fastkl(
         The least and the largest level that the network knows. The first level is `sigma_max`; the last before 0 may be
         above `sigma_min`.
     sampler : str or Sampler
-        k-diffusion's function, such as "sample_dpmpp_2m", or what `fastkl.samplers.get` takes. Levels for Euler's step
-        are searched for; for other samplers the best, under the sampler, of those and all families of `fastkl rank`.
+        k-diffusion's function, such as "sample_dpmpp_2m", or what `fastkl.samplers.get` takes. Levels are those of
+        `fastkl.search`, or, except for Euler's step, of a family of `fastkl rank` where that is better.
     device : str or torch.device
         Where the tensor goes.
     metric : {"w2", "kl", "reverse_kl", "jeffreys"}
@@ -72,7 +72,7 @@ def get_sigmas_fastkl(
 
     Notes
     -----
-    Tens of milliseconds. It does not import k-diffusion.
+    Tens of milliseconds for Euler's step, a second or so for other samplers. It does not import k-diffusion.
 
     Examples
     --------
