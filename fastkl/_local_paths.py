@@ -14,7 +14,6 @@ Array = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
 BEYOND = 2.0  # in log sigma: where an infinite first level stands, above the first finite one
-NEAR = (1, 2, 4)  # places that a level moves at once in the small neighbourhood
 ROUNDED = 9  # levels of which both neighbouring places are tried
 PAIRED = 16  # places that two neighbours move at once at most
 EVERYWHERE = 4096  # (level, place) pairs up to which every level is tried at every place
@@ -200,20 +199,18 @@ def traced(back: Integers, end: int) -> Integers:
 
 
 def displacements(length: int, size: int, wide: bool) -> Integers:
-    """Return by how many places the levels move in each neighbour: one level, two neighbours, or all from one on."""
+    """Return by how many places the levels move in each neighbour: one level, two neighbours, or all from one on.
+
+    One level moves by every power of 2, in the small neighbourhood too, where two move by one place only.
+    """
     far = [1 << i for i in range(max(1, (size - 1).bit_length()))]
     one = np.eye(length, dtype=np.int64)
-    two = one[:-1] + one[1:]
-    apart = one[:-1] - one[1:]
-    tails = np.triu(np.ones((length, length), dtype=np.int64))
-    moves = [one * step for step in (far if wide else NEAR)]
+    two, apart = one[:-1] + one[1:], one[:-1] - one[1:]
+    moves = [one * step for step in far]
     for step in [step for step in far if step <= PAIRED] if wide else (1,):
         moves += [two * step, apart * step]
         if wide:
-            moves += [
-                tails[:-1] * step,
-                2 * step * one[:-1] + step * one[1:],
-                step * one[:-1] + 2 * step * one[1:],
-            ]
+            tails = np.triu(np.ones((length, length), dtype=np.int64))[:-1]
+            moves += [tails * step, (two + one[:-1]) * step, (two + one[1:]) * step]
     found = np.concatenate(moves)
     return np.concatenate([found, -found])

@@ -7,6 +7,7 @@ these one by one, two by two and all together until nothing helps. It draws no r
 
 from __future__ import annotations
 
+import heapq
 import math
 import time
 
@@ -39,10 +40,12 @@ CLOSEST = 0.01  # in log sigma: two levels off the grid, if it has none that are
 APART = 0.3  # in log sigma, by which two starts differ at some level
 SCATTERED = 512  # paths spread over all there are
 ROUNDED = 2  # descents whose ends are rounded to the grid in all ways
+WORTH = 1e-6  # relative gain from moves of several levels that is worth going on
 FEW = 1 << 11  # paths of which all are evaluated
 CLIMBS, FINE_CLIMBS = 8, 2  # grid paths that the discrete search begins at, on coarse and on fine grids
 MISTRUST = 10.0  # times the compression's error seen, within which paths are compared on the whole spectrum
 LEAST_MISTRUST = 1e-9
+WORTH_WHOLE = 1e-7  # relative gain of a round of these comparisons that is worth another
 LEAST_VALUE = 1e-300  # so that 0 has a logarithm
 BLOCK = 1 << 12  # candidates evaluated together
 
@@ -147,10 +150,9 @@ class LocalSearch:
     def _take_all(self, pool: Pool, found: Integers, steps: int) -> None:
         """Evaluate the first paths that were found, or raise if there are none that the sampler can run on."""
         if len(found) == 0:
-            raise ValueError(
-                f"steps = {steps}: no choice of levels keeps to visit, min_spacing and the first and last level "
-                f"that {self.name} needs"
-            )
+            needs = self.rule.finite_start or self.rule.above_zero
+            ends = f", and to the first and last level that {self.name} needs" if needs else ""
+            raise ValueError(f"steps = {steps}: no choice of levels keeps to visit and min_spacing{ends}")
         pool.take(found)
         if math.isinf(pool.best) and self.rule.check is not None:
             self.rule.check(self.paths.sigmas(found[:1]), **dict(self.rule.options))
@@ -247,27 +249,24 @@ class LocalSearch:
         """
         path = pool.least(1)[0]
         if self.whole is not self.values:
-            path = self._on_the_whole(pool, path, deadline)
+            path = self._on_the_whole(pool, deadline)
         exact = divergence(
             self.data, self.paths.sigmas(path[None])[0], self.setting.metric, self.rule, self.setting.prior
         )
         return path, float(exact)
 
-    def _on_the_whole(self, pool: Pool, path: Integers, deadline: float) -> Integers:
+    def _on_the_whole(self, pool: Pool, deadline: float) -> Integers:
+        """Return the path from which, on the whole spectrum, no small move gains more than is worth it."""
         known = Pool(self.paths, self.whole)
         known.take(np.array(pool.least(DESCENTS)))
-        path, seen = known.least(1)[0], set()
-        while path.tobytes() not in seen and 0.0 < known.best < math.inf:
-            seen.add(path.tobytes())
-            near = np.concatenate([path[None], self.paths.beside(path, wide=True)])
+        before = math.inf
+        while 0.0 < known.best < before * (1.0 - WORTH_WHOLE) and time.monotonic() <= deadline:
+            path, before = known.least(1)[0], known.best
+            near = np.concatenate([path[None], self.paths.beside(path, wide=False)])
             guess = self.values(self.paths.sigmas(near))
             error = max(LEAST_MISTRUST, abs(guess[0] / known.best - 1.0))
-            close = near[guess <= guess[0] * (1.0 + MISTRUST * error)]
-            known.take(close)
-            path = known.least(1)[0]
-            if time.monotonic() > deadline:
-                break
-        return path
+            known.take(near[guess <= guess[0] * (1.0 + MISTRUST * error)])
+        return known.least(1)[0]
 
     def _refined(
         self, path: Integers, value: float, starts: list[Descent], deadline: float
@@ -291,11 +290,12 @@ class Pool:
     def __init__(self, paths: Paths, values: Values) -> None:
         self.paths, self.values = paths, values
         self._rows: dict[bytes, tuple[float, Integers]] = {}
+        self._best = math.inf
 
     @property
     def best(self) -> float:
         """The least value."""
-        return min(value for value, _ in self._rows.values())
+        return self._best
 
     def value(self, path: Integers) -> float:
         """Return the value of a path that was evaluated."""
@@ -306,6 +306,7 @@ class Pool:
         values = self.values(self.paths.sigmas(paths))
         for path, value in zip(paths, values.tolist(), strict=True):
             self._rows[path.tobytes()] = value, path
+        self._best = min(self._best, float(values.min(initial=math.inf)))
         return values
 
     def take_nearest(self, wanted: list[Array]) -> None:
@@ -315,22 +316,28 @@ class Pool:
             self.take(np.array(found))
 
     def least(self, count: int) -> list[Integers]:
-        """Return the best paths, best first; of equal ones the first in order of their levels."""
-        rows = sorted(self._rows.values(), key=lambda row: (row[0], row[1].tolist()))
-        return [path for _, path in rows[:count]]
+        """Return the best paths, best first; of equal ones the first that was evaluated."""
+        return [path for _, path in heapq.nsmallest(count, self._rows.values(), key=lambda row: row[0])]
 
 
 def climb(pool: Pool, paths: list[Integers], wide: int, deadline: float) -> None:
     """Move every path to the best of those beside it, as long as one is better, all paths in step.
 
-    The best `wide` of those that end there look wider, and go on from what they find.
+    The best `wide` of those that end there look wider, and go on if they find something better that is worth it. (With
+    many levels there is no end of moves of several that gain next to nothing.)
     """
     settled = downhill(pool, paths, False, deadline)
     while settled and time.monotonic() <= deadline:
         settled = sorted(settled, key=lambda path: (pool.value(path), path.tolist()))[:wide]
         moved = downhill(pool, settled, True, deadline)
-        known = {path.tobytes() for path in settled}
-        settled = downhill(pool, [path for path in moved if path.tobytes() not in known], False, deadline)
+        if not moved:  # time is up
+            return
+        gained = [
+            new
+            for new, old in zip(moved, settled, strict=True)
+            if pool.value(new) < (1.0 - WORTH) * pool.value(old)
+        ]
+        settled = downhill(pool, gained, False, deadline)
 
 
 def downhill(pool: Pool, paths: list[Integers], wide: bool, deadline: float) -> list[Integers]:

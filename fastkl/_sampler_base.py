@@ -44,6 +44,8 @@ class Sampler:
         Whether it needs a last level above 0.
     least_steps : int
         The fewest steps that it can do.
+    one_step : bool
+        Whether a step multiplies the state by a gain that its two levels alone decide: no noise, no memory.
     check : callable, optional
         check(levels, **options) raises where the options do not go with the candidates (M, N+1).
     """
@@ -56,6 +58,7 @@ class Sampler:
     finite_start: bool = False
     above_zero: bool = False
     least_steps: int = 1
+    one_step: bool = False
     check: Callable[..., None] | None = field(default=None, repr=False)
 
     def __repr__(self) -> str:

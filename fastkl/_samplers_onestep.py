@@ -48,7 +48,7 @@ def ddim(eta: float = 0.0) -> Sampler:
     array([0.3222])
     """
     eta = real_number("eta", eta, at_least=0.0, at_most=1.0)
-    return Sampler("ddim", draw_ddim, (("eta", eta),), order=1, stochastic=eta > 0.0)
+    return Sampler("ddim", draw_ddim, (("eta", eta),), order=1, stochastic=eta > 0.0, one_step=eta == 0.0)
 
 
 def draw_ddim(tape: Tape, eta: float) -> list[Point]:

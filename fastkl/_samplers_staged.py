@@ -36,7 +36,7 @@ def heun() -> Sampler:
     >>> fastkl.output_variance([1.0], [3.0, 1.0, 0.0], sampler="heun").round(4)
     array([0.625])
     """
-    return Sampler("heun", draw_heun, order=2, finite_start=True)
+    return Sampler("heun", draw_heun, order=2, finite_start=True, one_step=True)
 
 
 def flow_heun() -> Sampler:
@@ -58,7 +58,7 @@ def flow_heun() -> Sampler:
     >>> fastkl.samplers.flow_heun().nfe(10)
     19
     """
-    return Sampler("flow_heun", draw_flow_heun, order=2)
+    return Sampler("flow_heun", draw_flow_heun, order=2, one_step=True)
 
 
 def draw_heun(tape: Tape) -> list[Point]:
@@ -109,7 +109,7 @@ def dpm_2() -> Sampler:
     >>> fastkl.samplers.dpm_2().nfe(10)
     19
     """
-    return Sampler("dpm_2", draw_dpm_2, order=2, finite_start=True)
+    return Sampler("dpm_2", draw_dpm_2, order=2, finite_start=True, one_step=True)
 
 
 def dpmpp_2s() -> Sampler:
@@ -130,7 +130,7 @@ def dpmpp_2s() -> Sampler:
     >>> fastkl.samplers.dpmpp_2s().steps_for(10)
     5
     """
-    return Sampler("dpmpp_2s", draw_dpmpp_2s, order=2, finite_start=True)
+    return Sampler("dpmpp_2s", draw_dpmpp_2s, order=2, finite_start=True, one_step=True)
 
 
 def draw_dpm_2(tape: Tape) -> list[Point]:

@@ -59,11 +59,14 @@ def search(
     steps : int or iterable of int
         Number of steps N, at least 1 (2 if the schedule's first level is inf); several for several results.
     sampler : str or Sampler
-        The update rule: a name of `fastkl.samplers.names()`, or what a function of `fastkl.samplers` returns. Only
-        "ddim" (and the names of the same map) is searched with a proof. All others are searched locally: what is
-        returned is better than DDIM's best levels and the standard schedules and no single level can be moved for the
-        better by a power of 2, but other choices may be better still; `proved_optimal` is False and `lower_bound`
-        None. A sampler that needs a last level above 0 ends at the lowest level of the grid instead of 0.
+        The update rule: a name of `fastkl.samplers.names()`, or what a function of `fastkl.samplers` returns. "ddim"
+        (and the names of the same map) is searched with a proof, and so are the deterministic samplers of two
+        evaluations a step, "heun", "flow_heun", "dpm_2" and "dpmpp_2s". All others are searched locally: what is
+        returned is no worse than DDIM's best levels and, on the timesteps of a discrete schedule, the standard
+        schedules that keep to the constraints, and no single level can be moved for the better by a power of 2 (by more
+        than 1e-7 of the value where there are more than 256 eigenvalues). Other choices may be better still:
+        `proved_optimal` is False and `lower_bound` None. A sampler that needs a last level above 0 ends at the lowest
+        level of the grid instead of 0.
     metric : {"kl", "reverse_kl", "jeffreys", "w2"}
         Which divergence, as in `divergence`. `w2` is not convex: convex envelopes on boxes take its place, which
         shortest paths tighten until what is left can be enumerated.
@@ -115,6 +118,13 @@ def search(
     `reverse_kl`); two to ten of them are needed, under `w2` hundreds of the second kind. T = 1000 takes 10 to 100 ms
     (`w2` 0.2 to 2 s), T = 100,000 half a second (`w2` is for a few thousand levels). Without a proof: 5 to 20 ms.
 
+    Samplers of two evaluations a step: losses have either sign, and mixtures of paths cancel them, so that boxes of
+    paths are bounded, and cut where their bounds do not exclude them. The proof is about the spectrum given, without
+    compression; above 100,000 eigenvalues (4 million pairs of a start and an eigenvalue) there is neither proof nor
+    bound: pass ``spectrum.compress()`` to have them for that one. For `w2` the choice comes from a local search from
+    several starts, without proof or bound. Each bound takes O(N T^2) operations; T = 1000 with N = 10 takes some
+    seconds. `combine="worst"` needs DDIM.
+
     References
     ----------
     Frank and Wolfe, "An algorithm for quadratic programming", 1956. Aggarwal, Klawe, Moran, Shor and Wilber, "Geometric
@@ -154,6 +164,10 @@ def search(
         solve = Minimax(spectrum, shares, setting).solve
     elif rule.is_ddim:
         solve = Problem(data, setting).solve
+    elif rule.one_step:
+        from fastkl._step_problem import StepProblem
+
+        solve = StepProblem(data, setting, rule, sampler).solve
     else:
         from fastkl._local_search import LocalSearch
 

@@ -15,7 +15,7 @@ import fastkl
 from fastkl import NoiseSchedule, Spectrum, discretize, samplers, search
 
 METRICS = ("kl", "reverse_kl", "jeffreys", "w2")
-OTHERS = [name for name in samplers.names() if not samplers.get(name).is_ddim]
+OTHERS = [name for name in samplers.names() if not samplers.get(name).one_step]  # whose search is local
 STEPS = {"prk": 5}
 
 
@@ -136,7 +136,7 @@ def test_every_sampler_on_a_thousand_levels(name):
     assert fastkl.divergence(data, np.array(rivals), sampler=name).min() >= best.value * (1 - SAME)
 
 
-@pytest.mark.parametrize("name", ["dpmpp_2m", "heun", "euler_ancestral", "sde_dpm_2m", "unipc_2"])
+@pytest.mark.parametrize("name", ["dpmpp_2m", "singlestep_2", "euler_ancestral", "sde_dpm_2m", "unipc_2"])
 def test_no_single_level_can_be_moved(rng, name):
     """On the whole spectrum, which is compressed for the search, with counts and a mean."""
     rule = samplers.get(name)
@@ -151,7 +151,7 @@ def test_no_single_level_can_be_moved(rng, name):
         assert values.min() >= best.value * (1 - 1e-9)
 
 
-@pytest.mark.parametrize("name", ["dpmpp_2m", "heun", "sde_dpmpp_2m", "lms", "sde_dpm_1"])
+@pytest.mark.parametrize("name", ["dpmpp_2m", "singlestep_2", "sde_dpmpp_2m", "lms", "sde_dpm_1"])
 def test_refined_levels(name):
     data, rule = Spectrum.preset("digits"), samplers.get(name)
     for schedule, free in itertools.product((NoiseSchedule.edm(), NoiseSchedule.flow()), (False, True)):
@@ -182,7 +182,7 @@ def test_refined_levels(name):
 # ---- constraints
 
 
-@pytest.mark.parametrize("name", ["dpmpp_2m", "heun", "ddpm_fixed_large", "sde_dpm_2m"])
+@pytest.mark.parametrize("name", ["dpmpp_2m", "singlestep_2", "ddpm_fixed_large", "sde_dpm_2m"])
 def test_constraints_against_enumeration(rng, name, without_enumeration):
     rule, exact, cases = samplers.get(name), 0, 0
     while cases < 8:
