@@ -1,7 +1,7 @@
-"""Write the README's benchmark tables from the committed result files; with --check, fail if they differ.
+"""Write the benchmark tables from the committed result files; with --check, fail if they differ.
 
-Run as `python benchmarks/report.py [--check]`. A section of the README belongs to each result file in SECTIONS and is
-written by the function beside it.
+Run as `python benchmarks/report.py [--check]`. A section belongs to each result file in SECTIONS and is written by the
+function beside it, in whichever of FILES has its marks. The README's headlines are made of several result files.
 """
 
 from __future__ import annotations
@@ -313,28 +313,66 @@ SECTIONS: dict[str, Callable[[dict], list[str]]] = {
 }
 
 
-def updated(text: str, name: str) -> str:
-    """Return the README with the section of one result file rewritten."""
+def headlines(results: dict[str, dict]) -> list[str]:
+    """Return the README's few numbers."""
+    cpu, small, found = results["cpu"], results["compression"]["gain"], results["search"]["cases"]
+    rate = next(row for row in cpu["rates"] if (row["N"], row["threads"]) == (10, 1))
+    noisy = next(
+        row for row in results["samplers"]["rates"] if (row["sampler"], row["threads"]) == ("dpmpp_2m", 1)
+    )
+    kl = [row for row in found if row["metric"] == "kl"]
+    rows = [
+        ["exact `kl`, 10 steps, one thread", f"{rate['eigenvalue_steps_per_s'] / 1e9:.1f}e9 eigenvalue-steps/s, "
+         f"{rate['times_numpy']:.0f} times vectorised NumPy"],
+        ["DPM-Solver++(2M), the same", f"{noisy['eigenvalue_evaluations_per_s'] / 1e9:.2f}e9 "
+         f"eigenvalue-evaluations/s, {noisy['times_numpy']:.0f} times"],
+        [f"a million eigenvalues, compressed to {small['nodes']} nodes",
+         f"100,000 candidates in {small['candidates_100000_s'] * 1e3:.0f} ms"],
+        ["best of all choices of T = 1000 timesteps, `kl`",
+         f"{sum(row['proved'] for row in kl)} of {len(kl)} proved, median and worst time "
+         f"{milliseconds([row['seconds'] for row in kl])}"],
+    ]  # fmt: skip
+    cores = f"{cpu['cpu']}, {cpu['cpus']} CPUs"
+    return table([f"on {cores}", "measured"], rows)
+
+
+FILES = ("README.md", "benchmarks/RESULTS.md")
+
+
+def result_of(name: str) -> dict:
+    """Return the contents of a result file."""
     path = ROOT / "benchmarks" / "results" / f"{name}.json"
     if not path.exists():
         raise SystemExit(f"benchmarks/results/{name}.json is missing: run its script in benchmarks/")
-    begin, end = f"<!-- {name}.json: written by benchmarks/report.py -->", f"<!-- {name}.json: end -->"
-    before, rest = text.split(begin)
-    after = rest.split(end)[1]
-    lines = SECTIONS[name](json.loads(path.read_text(encoding="utf-8")))
-    return "\n".join([before + begin, *lines, end + after])
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def updated(texts: dict[str, str], mark: str, lines: list[str]) -> None:
+    """Rewrite the section of a mark in the one file that has it."""
+    begin, end = f"<!-- {mark}: written by benchmarks/report.py -->", f"<!-- {mark}: end -->"
+    homes = [file for file, text in texts.items() if begin in text]
+    if len(homes) != 1:
+        raise SystemExit(f"{begin} must be in one of {', '.join(FILES)}, is in {', '.join(homes) or 'none'}")
+    before, rest = texts[homes[0]].split(begin)
+    texts[homes[0]] = "\n".join([before + begin, *lines, end + rest.split(end)[1]])
 
 
 def main() -> int:
-    """Rewrite or check README.md."""
-    path = ROOT / "README.md"
-    old = new = path.read_text(encoding="utf-8")
-    for name in SECTIONS:
-        new = updated(new, name)
+    """Rewrite or check the files."""
+    old = {file: (ROOT / file).read_text(encoding="utf-8") for file in FILES}
+    new = dict(old)
+    results = {name: result_of(name) for name in SECTIONS}
+    for name, section in SECTIONS.items():
+        updated(new, f"{name}.json", section(results[name]))
+    updated(new, "headlines", headlines(results))
+    changed = [file for file in FILES if new[file] != old[file]]
     if "--check" not in sys.argv[1:]:
-        path.write_text(new, encoding="utf-8")
-    elif new != old:
-        print("README.md differs from benchmarks/results: run python benchmarks/report.py", file=sys.stderr)
+        for file in changed:
+            (ROOT / file).write_text(new[file], encoding="utf-8")
+    elif changed:
+        print(
+            f"{', '.join(changed)}: not benchmarks/results; run python benchmarks/report.py", file=sys.stderr
+        )
         return 1
     return 0
 

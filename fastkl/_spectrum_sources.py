@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from numpy.typing import ArrayLike
 
+from fastkl._latents import LatentSources
 from fastkl._progress import ProgressOption
 from fastkl._spectrum_arrays import eigenvalue_array
 from fastkl._validation import real_number
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["SpectrumSources"]
 
 
-class SpectrumSources:
+class SpectrumSources(LatentSources):
     """Base class of `Spectrum` that holds its constructors from data."""
 
     __slots__ = ()

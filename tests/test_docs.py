@@ -11,11 +11,13 @@ import pytest
 from numpydoc.validate import validate
 
 import fastkl
+from fastkl import plots
+from fastkl.integrations import audit, diffusers, k_diffusion
 
 ROOT = Path(__file__).resolve().parents[1]
 MODULES = sorted(
     module.name
-    for package in ("fastkl", "fastkl.kernels", "fastkl.sweeps")
+    for package in ("fastkl", "fastkl.integrations", "fastkl.kernels", "fastkl.sweeps")
     for module in pkgutil.iter_modules(importlib.import_module(package).__path__, f"{package}.")
     if not module.name.endswith("__main__")
 )
@@ -35,7 +37,8 @@ REQUIRED = {
 def public_objects():
     """Yield the dotted names of all public functions, classes and methods."""
     homes = [(fastkl, [name for name in fastkl.__all__ if name != "__version__"])]
-    homes += [(home, home.__all__) for home in (fastkl.discretize, fastkl.samplers)]
+    homes += [(home, home.__all__) for home in (fastkl.discretize, fastkl.samplers, plots)]
+    homes += [(home, home.__all__) for home in (audit, diffusers, k_diffusion)]
     for home, names in homes:
         for name in names:
             thing = getattr(home, name)
@@ -94,7 +97,8 @@ def test_functions_have_examples():
     assert not missing
 
 
-def test_readme_python_blocks_run(capsys):
+def test_readme_python_blocks_run(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)  # where files are written
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     blocks = re.findall(r"^```python\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
     assert len(blocks) >= 2
@@ -106,9 +110,34 @@ def test_readme_python_blocks_run(capsys):
     assert "nan" not in printed.lower()
 
 
+def test_readme_commands_run(capsys, monkeypatch, tmp_path):
+    from diffusers import EulerDiscreteScheduler
+
+    from fastkl.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    EulerDiscreteScheduler(beta_schedule="scaled_linear").save_pretrained(tmp_path)
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```console\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
+    commands = [line.split() for block in blocks for line in block.splitlines()]
+    assert len(commands) >= 4
+    for command in commands:
+        assert command[0] == "fastkl"
+        assert main(command[1:]) == 0, command
+        assert capsys.readouterr().out.count("\n") > 5
+    assert {path.name for path in tmp_path.iterdir()} >= {"best.json", "levels.png", "audit.png"}
+
+
+def test_readme_blocks_are_all_run():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    kinds = re.findall(r"^```(.*)$", text, flags=re.MULTILINE)[::2]
+    assert set(kinds) == {"sh", "python", "console"}  # sh blocks are run by .ci/run
+    assert kinds.count("sh") == 2
+
+
 def test_readme_names_exist():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     for name in set(re.findall(r"fastkl\.([a-z_]\w*)\(", text)):
         assert hasattr(fastkl, name), name
-    for path in re.findall(r"`((?:benchmarks|fastkl|tests)/[\w/.]+)`", text):
+    for path in re.findall(r"[`(]((?:benchmarks|fastkl|tests)/[\w/.]+)[`)]", text):
         assert (ROOT / path).exists(), path

@@ -63,7 +63,8 @@ def loaded_after(code, cwd):
 
 
 SWEEPS = {"pyarrow", "pydantic", "dask", "distributed", "pandas", "polars"}
-HEAVY = {"numba", "llvmlite", "scipy", "cupy", "rich", "matplotlib", "mpmath", "pytest"} | SWEEPS
+TOOLS = {"torch", "diffusers", "PIL", "matplotlib"}
+HEAVY = {"numba", "llvmlite", "scipy", "cupy", "rich", "mpmath", "pytest"} | SWEEPS | TOOLS
 
 
 @pytest.mark.parametrize(
@@ -77,6 +78,8 @@ HEAVY = {"numba", "llvmlite", "scipy", "cupy", "rich", "matplotlib", "mpmath", "
         "import fastkl.kernels.reference",
         "import fastkl; fastkl.sweep, fastkl.SweepResult",
         "import fastkl.cli.parser; fastkl.cli.parser.build_parser().parse_args(['sweep', 'x.toml'])",
+        "import fastkl.plots, fastkl.integrations.k_diffusion, fastkl.cli.parser; fastkl.cli.parser.build_parser()",
+        "import fastkl.integrations.diffusers, fastkl.integrations.audit, fastkl.integrations.comfyui_fastkl",
     ],
 )
 def test_importing_loads_nothing_heavy(code, tmp_path):

@@ -1,4 +1,4 @@
-"""The command line of fastkl: ``fastkl rank | search | sweep | score | spectrum | doctor | warmup``.
+"""The command line of fastkl: ``fastkl rank | search | sweep | score | spectrum | audit | doctor | warmup``.
 
 This module stays light, so that errors, Ctrl-C and a closed pipe are handled from the first import on.
 """

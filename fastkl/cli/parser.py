@@ -6,11 +6,11 @@ import argparse
 from typing import NoReturn
 
 from fastkl import __version__
-from fastkl.cli import doctor, rank, score, search, spectrum, sweep, warmup
+from fastkl.cli import audit, doctor, rank, score, search, spectrum, sweep, warmup
 
 __all__ = ["build_parser"]
 
-COMMANDS = (rank, search, sweep, score, spectrum, doctor, warmup)
+COMMANDS = (rank, search, sweep, score, spectrum, audit, doctor, warmup)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -20,6 +20,7 @@ from fastkl.cli.options import (
     add_threads,
     positive_integer,
 )
+from fastkl.cli.pictures import add_plot, check_picture, draw_levels
 from fastkl.cli.printing import print_json, progress, require_rich
 from fastkl.cli.rank_tables import print_report
 from fastkl.cli.schedules import add_schedule, build_schedule
@@ -64,6 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text = "show the NUMBER best candidates, not the best of each family"
     parser.add_argument("--top", type=positive_integer, metavar="NUMBER", help=text)
     add_threads(parser)
+    add_plot(parser, "the winner's levels and uniform ones, and what they return of each eigenvalue")
     add_json(parser)
 
 
@@ -71,10 +73,20 @@ def run(arguments: argparse.Namespace) -> int:
     """Rank, and print the result."""
     if not arguments.json:
         require_rich()
+    check_picture(arguments.plot)
     schedule = build_schedule(arguments.schedule, arguments.schedule_option)
     spectrum = read_spectrum(arguments.spectrum, arguments.floor)
     check_finite(arguments.spectrum, spectrum, arguments.metric)
     report = ranked(arguments, schedule, spectrum)
+    if arguments.plot is not None:
+        first = report["winner"]
+        named = {f"winner, {first['family']}": first["sigmas"]}
+        named |= {
+            f"uniform {spacing}": levels
+            for spacing, levels in uniform_levels(schedule, report["steps"]).items()
+            if spacing in report["uniform"]
+        }
+        draw_levels(arguments.plot, spectrum, named, first["sampler"], report["prior"])
     print_json(report) if arguments.json else print_report(report)
     return 0
 

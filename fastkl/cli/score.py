@@ -11,6 +11,7 @@ import numpy as np
 from fastkl import __version__, samplers
 from fastkl.cli.files import read_sigmas
 from fastkl.cli.options import add_json, add_prior, add_spectrum, add_threads
+from fastkl.cli.pictures import add_plot, check_picture, draw_levels
 from fastkl.cli.printing import digits, line, print_json, require_rich, table
 from fastkl.cli.spectra import check_finite, read_spectrum
 from fastkl.evaluate import METRICS, divergence
@@ -37,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sampler", choices=samplers.names(), default="ddim", metavar="NAME", help=text)
     add_prior(parser, "vp")
     add_threads(parser)
+    add_plot(parser, "the first candidates' levels and what they return of each eigenvalue")
     add_json(parser)
 
 
@@ -44,6 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Score, and print the values."""
     if not arguments.json:
         require_rich()
+    check_picture(arguments.plot)
     chosen = arguments.metric or ["kl"]
     metrics = list(METRICS) if "all" in chosen else list(dict.fromkeys(chosen))
     spectrum = read_spectrum(arguments.spectrum, arguments.floor)
@@ -58,6 +61,9 @@ def run(arguments: argparse.Namespace) -> int:
         ).tolist()
         for metric in metrics
     }
+    if arguments.plot is not None:
+        named = {f"candidate {i}": row for i, row in enumerate(levels)}
+        draw_levels(arguments.plot, spectrum, named, arguments.sampler, arguments.prior)
     report = {
         "fastkl": __version__,
         "spectrum": {"name": arguments.spectrum, "dim": spectrum.dim, "floor": arguments.floor},

@@ -15,6 +15,7 @@ from fastkl._search import SearchResult, search
 from fastkl.cli.errors import InputError
 from fastkl.cli.files import number
 from fastkl.cli.options import add_json, add_metric, add_prior, add_spectrum, positive_integer
+from fastkl.cli.pictures import add_plot, check_picture, draw_search
 from fastkl.cli.printing import new_file, plain_json, print_json, require_rich
 from fastkl.cli.schedules import add_schedule, build_schedule
 from fastkl.cli.search_tables import print_report
@@ -85,6 +86,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--min-spacing", type=positive_integer, default=1, metavar="NUMBER", help=text)
     parser.add_argument("--out", metavar="FILE.json", help="write the JSON document to a new file")
     parser.add_argument("--force", action="store_true", help="let --out replace a file")
+    add_plot(parser, "the levels found and the standard ones, and what they return of each eigenvalue")
     add_json(parser)
 
 
@@ -92,6 +94,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Search, and print or write the result."""
     if not arguments.json:
         require_rich()
+    check_picture(arguments.plot)
     if arguments.force and arguments.out is None:
         raise InputError("--force: says that --out may replace a file, but there is no --out")
     schedule = build_schedule(arguments.schedule, arguments.schedule_option)
@@ -120,6 +123,9 @@ def searched(arguments: argparse.Namespace, schedule: NoiseSchedule, spectrum: S
     found = search(
         spectrum, schedule, arguments.steps, arguments.sampler, arguments.metric, arguments.prior, **options
     )
+    if arguments.plot is not None:
+        others = standards(schedule, spectrum, found[-1].steps, options["grid"])
+        draw_search(arguments.plot, spectrum, found, others)
     return {
         "fastkl": __version__,
         "spectrum": {"name": arguments.spectrum, "dim": spectrum.dim, "floor": arguments.floor},

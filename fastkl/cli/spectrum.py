@@ -17,6 +17,7 @@ from fastkl import __version__
 from fastkl._validation import real_number
 from fastkl.cli.files import check_output, number, write_spectrum
 from fastkl.cli.options import add_json, positive_integer
+from fastkl.cli.pictures import add_plot, check_picture, draw_spectrum
 from fastkl.cli.printing import digits, line, print_json, require_rich, table
 from fastkl.cli.spectra import Data, Reading, read_data
 from fastkl.spectrum import Spectrum
@@ -75,6 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shrinkage", type=coefficient, metavar="NAME", help=text)
     text = "cut images to their middle square and scale it to NxN pixels"
     parser.add_argument("--size", type=positive_integer, metavar="N", help=text)
+    add_plot(parser, "the spectrum and its compression (to 1e-10 unless --compress says otherwise)")
     add_json(parser)
 
 
@@ -90,6 +92,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Make the spectrum, write it, and print the summary."""
     if not arguments.json:
         require_rich()
+    check_picture(arguments.plot)
     if arguments.floor is not None:
         real_number("--floor", arguments.floor, at_least=0.0)
     if arguments.compress is not None:
@@ -100,6 +103,8 @@ def run(arguments: argparse.Namespace) -> int:
         data, spectrum = made(arguments)
     if arguments.out is not None:
         write_spectrum(arguments.out, spectrum, arguments.force)
+    if arguments.plot is not None:
+        draw_spectrum(arguments.plot, data.spectrum, arguments.compress or 1e-10)
     report = {
         "fastkl": __version__,
         "spectrum": arguments.data,

@@ -1,0 +1,111 @@
+"""The best levels for a sampler: what `fastkl.search` finds, or what is better where that has no proof."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from fastkl._sampler_base import Sampler
+from fastkl._search import SearchResult, search
+from fastkl.evaluate import divergence
+from fastkl.schedule import NoiseSchedule
+from fastkl.spectrum import Spectrum, as_spectrum
+
+__all__ = ["Found", "best_levels", "check_options", "with_variance"]
+
+Array = NDArray[np.float64]
+PER_FAMILY = 200
+MOST_STEPS = 50  # for which a local search is worth its time, some seconds
+FREE = (
+    "time_limit",
+    "grid",
+    "visit",
+    "min_spacing",
+)  # options of fastkl.search that a scheduler does not settle
+
+
+def check_options(options: dict[str, Any]) -> None:
+    """Raise for options that the scheduler settles, or that do not exist."""
+    for name in options:
+        if name not in FREE:
+            raise TypeError(
+                f"{name}: is no option here; {', '.join(FREE)} are, the scheduler settles the rest"
+            )
+
+
+def with_variance(spectrum: Spectrum | ArrayLike) -> Spectrum:
+    """Return a spectrum, or raise if there is nothing in it that a schedule could lose."""
+    data = as_spectrum("spectrum", spectrum)
+    if not data.eigenvalues.max() > 0.0:
+        raise ValueError("spectrum: must have an eigenvalue above 0")
+    return data
+
+
+def searchable(sampler: Sampler, schedule: NoiseSchedule, steps: int) -> bool:
+    """Return whether `fastkl.search` finds levels from the schedule's noisiest to 0 for a sampler, in some seconds."""
+    starts = np.isfinite(schedule.sigma_max) or not sampler.finite_start
+    soon = sampler.is_ddim or steps <= MOST_STEPS
+    return bool(starts and soon and not sampler.above_zero and steps >= sampler.least_steps)
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """Levels (N+1,), where they come from, and what the search found."""
+
+    levels: Array
+    origin: str
+    search: SearchResult
+
+
+def best_levels(
+    schedule: NoiseSchedule,
+    data: Spectrum,
+    steps: int,
+    metric: str,
+    sampler: Sampler,
+    prior: str,
+    *,
+    rival: Array | None = None,
+    first: float = np.inf,
+    **options: Any,
+) -> Found:
+    """Return the best levels for a sampler.
+
+    Where there is no proof, what was found (for DDIM, if the sampler cannot be searched for soon) competes with all
+    families of `fastkl rank`, and with the levels `rival`, unless `options` ask for constraints that those do not keep
+    to. `first` is what a first level of inf becomes in the scheduler.
+    """
+    rule = sampler if searchable(sampler, schedule, steps) else "ddim"
+    result = search(data, schedule, steps, rule, metric, prior, **options)
+    levels = result.sigmas if result.refined_sigmas is None else result.refined_sigmas
+    best = Found(levels, "search", result)
+    constrained = options.get("visit") is not None or options.get("min_spacing", 1) > 1
+    if sampler.is_ddim or constrained or sampler.above_zero or steps < sampler.least_steps:
+        return best
+    names, levels = contenders(best, schedule, data, rival)
+    tried = np.where(np.isinf(levels), first, levels)
+    kept = np.flatnonzero(np.isfinite(tried[:, 0]) | (not sampler.finite_start))
+    if not len(kept):
+        return best
+    least = kept[np.argmin(divergence(data, tried[kept], metric, sampler, prior))]
+    return Found(levels[least], names[least], result)
+
+
+def contenders(
+    best: Found, schedule: NoiseSchedule, data: Spectrum, rival: Array | None
+) -> tuple[list[str], Array]:
+    """Return names and levels of what may be best, all from the same first level on."""
+    from fastkl.cli.candidates import all_candidates
+
+    families = all_candidates(schedule, data, best.search.steps, PER_FAMILY, schedule.is_discrete)
+    # the network knows no noisier level than the first, and starting lower is the prior's business
+    same = families.levels[:, 0] >= best.levels[0] * (1.0 - 1e-9)
+    names = ["search", *(label[0] for label, keep in zip(families.labels, same, strict=True) if keep)]
+    levels = np.concatenate([best.levels[None, :], families.levels[same]])
+    if rival is not None:
+        names.append("as shipped")
+        levels = np.concatenate([levels, np.append(best.levels[0], rival[1:])[None, :]])
+    return names, levels

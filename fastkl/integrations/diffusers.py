@@ -1,0 +1,247 @@
+"""diffusers (the extra `diffusers`): read a scheduler and find its best schedule; `audit` beside this file judges it.
+
+>>> from diffusers import EulerDiscreteScheduler
+>>> import fastkl
+>>> from fastkl.integrations.diffusers import optimize
+>>> scheduler = EulerDiscreteScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
+>>> best = optimize(scheduler, fastkl.Spectrum.power_law(1000, 1.0), steps=8)
+>>> list(best.arguments)  # image = pipe(prompt, **best.arguments)
+['timesteps']
+>>> best.value < best.shipped_value
+True
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from fastkl._sampler_base import Sampler
+from fastkl._search import SearchResult
+from fastkl._validation import choice, integer
+from fastkl.evaluate import METRICS
+from fastkl.integrations._classes import custom_argument
+from fastkl.integrations._levels import best_levels, check_options, with_variance
+from fastkl.integrations._path import Path
+from fastkl.integrations._predict import divergence_of, predict
+from fastkl.integrations._reading import Reading, read
+from fastkl.spectrum import Spectrum
+
+__all__ = ["Optimized", "Reading", "optimize", "read"]
+
+Array = NDArray[np.float64]
+HONOURED = 3e-3  # relative difference of levels that float32 tables and truncated timesteps make
+
+
+@dataclass(frozen=True, eq=False)
+class Optimized:
+    """A schedule for a pipeline: ``pipe(prompt, **best.arguments)``.
+
+    Parameters
+    ----------
+    arguments : dict
+        ``timesteps`` or ``sigmas``, as the scheduler's ``set_timesteps`` takes them.
+    sigmas : ndarray, shape (N+1,)
+        The noise-to-signal ratios that the scheduler then visits, read off it.
+    value : float
+        Divergence of what the scheduler makes of them, with its own sampler, prior and last step.
+    shipped_value : float
+        That of the schedule that it would choose itself for as many steps; nan where it cannot be run.
+    metric : str
+        Which divergence.
+    sampler : Sampler
+        The update rule.
+    origin : str
+        Where the levels come from: "search", or, where that has no proof and something else is better, the family of
+        `fastkl rank`, or "as shipped".
+    reading : Reading
+        What the scheduler is.
+    search : SearchResult
+        What the search found: for the sampler itself, or for DDIM where the sampler needs a finite first level or a
+        last level above 0, or has more than 50 steps.
+    """
+
+    arguments: dict[str, Any]
+    sigmas: Array
+    value: float
+    shipped_value: float
+    metric: str
+    sampler: Sampler
+    origin: str
+    reading: Reading
+    search: SearchResult
+
+    def apply(self, scheduler: Any, device: Any = None) -> None:
+        """Set the schedule on a scheduler: ``scheduler.set_timesteps(**arguments)``.
+
+        Parameters
+        ----------
+        scheduler : object
+            A scheduler of the class that was read, for a loop of your own; a pipeline calls set_timesteps itself and
+            takes `arguments`.
+        device : torch.device, optional
+            Where its timesteps go.
+
+        Raises
+        ------
+        TypeError
+            If the scheduler is of another class.
+
+        Examples
+        --------
+        >>> from diffusers import EulerDiscreteScheduler
+        >>> scheduler = EulerDiscreteScheduler()
+        >>> best = optimize(scheduler, [1.0, 0.01], steps=3)
+        >>> best.apply(scheduler)
+        >>> scheduler.timesteps.tolist() == best.arguments["timesteps"]
+        True
+        """
+        if type(scheduler).__name__ != self.reading.name:
+            raise TypeError(f"scheduler: must be a {self.reading.name}, got {type(scheduler).__name__}")
+        more = {} if self.reading.mu is None else {"mu": self.reading.mu}
+        scheduler.set_timesteps(**self.arguments, **more, device=device)
+
+
+def optimize(
+    scheduler: Any,
+    spectrum: Spectrum | ArrayLike,
+    steps: int,
+    metric: str = "w2",
+    *,
+    mu: float | None = None,
+    prove: bool = False,
+    apply: bool = False,
+    **options: Any,
+) -> Optimized:
+    """Find the schedule of a diffusers scheduler with the least divergence for a number of steps.
+
+    Parameters
+    ----------
+    scheduler : scheduler, pipeline, mapping, str or path
+        As in `read`.
+    spectrum : Spectrum or array_like, shape (d,)
+        Covariance spectrum of what the model generates, latents where it generates those (`Spectrum.from_latents`).
+    steps : int
+        N, at least 1.
+    metric : {"w2", "kl", "reverse_kl", "jeffreys"}
+        Which divergence. `w2` counts variance, and so what one sees.
+    mu : float, optional
+        Of dynamic shifting, as in `read`.
+    prove : bool
+        Whether to prove that no choice is better, as in `fastkl.search`; seconds for `w2`.
+    apply : bool
+        Whether to set the schedule on `scheduler` itself too.
+    **options
+        More options of `fastkl.search`: time_limit, grid, visit, min_spacing.
+
+    Returns
+    -------
+    Optimized
+        `arguments` for ``pipe(...)`` and what they are worth.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `read` and `fastkl.search`; or if the class takes no schedule, if options of it override one, or if the
+        installed version does not do what it was told.
+
+    Notes
+    -----
+    The levels are those of `fastkl.search` for the scheduler's own sampler, with a proof for DDIM and Euler's step
+    only; for others, up to 50 steps, a local optimum in about a second, and the scheduler's own levels and the families
+    of `fastkl rank` compete with it. Best levels of samplers with a memory may be neighbours, or make errors cancel
+    that a network does not make: `min_spacing` keeps them apart.
+
+    `value` is that of the scheduler as it then runs: sampler, prior, last step and the timesteps that it tells the
+    network. Schedules for flow matching are as they are before the shift, which the scheduler applies.
+
+    Examples
+    --------
+    >>> from diffusers import FlowMatchEulerDiscreteScheduler
+    >>> import fastkl
+    >>> best = optimize(FlowMatchEulerDiscreteScheduler(shift=3.0), fastkl.Spectrum.power_law(1000, 1.0), steps=4)
+    >>> len(best.arguments["sigmas"]), best.sigmas[-1]
+    (4, np.float64(0.0))
+    """
+    check_options(options)
+    reading = read(scheduler, mu=mu)
+    argument = custom_argument(reading.scheduler)
+    data = with_variance(spectrum)
+    choice("metric", metric, METRICS)
+    steps = integer("steps", steps)
+    own = reading.path(steps)
+    found = best_levels(
+        reading.schedule, data, steps, metric, reading.sampler(own), reading.prior,
+        rival=rival_of(reading, own, steps), first=float(own.here[0]), prove=prove, **options,
+    )  # fmt: skip
+    arguments = {argument: as_argument(reading, argument, found.levels)}
+    path = reading.path_of(arguments)
+    check_honoured(reading, found.levels, path)
+    sampler = reading.sampler(path)
+    output = predict(path, sampler, data.eigenvalues, reading.prediction)
+    best = Optimized(
+        arguments, path.levels, divergence_of(data, output, metric), shipped(reading, data, own, metric), metric,
+        sampler, found.origin, reading, found.search,
+    )  # fmt: skip
+    if apply:
+        best.apply(getattr(scheduler, "scheduler", scheduler))
+    return best
+
+
+def rival_of(reading: Reading, path: Path, steps: int) -> Array | None:
+    """Return the scheduler's own levels, if they are among those that it can be given: all from the noisiest to 0."""
+    levels, schedule = path.levels, reading.schedule
+    if path.steps != steps or not path.is_chain or levels[-1] != 0.0:
+        return None
+    if schedule.num_train_timesteps is not None:
+        t = path.timesteps
+        usual = t[0] == schedule.num_train_timesteps - 1 and t[-1] >= 0.0 and bool((np.diff(t) < 0.0).all())
+        return np.append(schedule.sigmas(t), 0.0) if usual and np.array_equal(t, np.rint(t)) else None
+    high = min(schedule.sigma_max, 1e4)  # of flow matching: float32 has no infinite ratio
+    return levels if levels[0] >= high * (1.0 - 1e-6) and (np.diff(levels) < 0.0).all() else None
+
+
+def as_argument(reading: Reading, argument: str, levels: Array) -> Any:
+    """Return levels in the form that set_timesteps takes."""
+    if argument == "timesteps":
+        return reading.schedule.timesteps(levels[:-1]).tolist()
+    if reading.name == "EulerDiscreteScheduler":
+        return levels.tolist()
+    if reading.name == "EDMEulerScheduler":
+        return edm_ramp(reading.scheduler.config, levels[:-1])
+    shares = np.where(np.isinf(levels), 1.0, levels / (1.0 + np.where(np.isinf(levels), 0.0, levels)))[:-1]
+    assert reading.shift is not None
+    before = shares / (reading.shift - (reading.shift - 1.0) * shares)  # the scheduler shifts it to `shares`
+    return before if reading.name == "UniPCMultistepScheduler" else before.tolist()
+
+
+def edm_ramp(config: Any, levels: Array) -> Any:
+    """Return the places of levels on the ramp from 0 (sigma_max) to 1 (sigma_min), which EDMEuler calls sigmas."""
+    import torch
+
+    high, low = config.sigma_max ** (1.0 / config.rho), config.sigma_min ** (1.0 / config.rho)
+    ramp = (high - levels ** (1.0 / config.rho)) / (high - low)
+    return torch.tensor(ramp, dtype=torch.float64)
+
+
+def check_honoured(reading: Reading, wanted: Array, path: Path) -> None:
+    """Raise unless the scheduler visits the levels that it was given."""
+    inside = np.isfinite(wanted) & (wanted > 0.0)
+    same = len(path.levels) == len(wanted) and np.allclose(path.levels[inside], wanted[inside], rtol=HONOURED)
+    if not same:
+        raise ValueError(
+            f"{reading.name}: the installed version of diffusers visits {path.levels.tolist()} where it was told "
+            f"{wanted.tolist()}"
+        )
+
+
+def shipped(reading: Reading, data: Spectrum, path: Path, metric: str) -> float:
+    """Return the divergence of the scheduler's own schedule, nan where there is none to predict."""
+    try:
+        output = predict(path, reading.sampler(path), data.eigenvalues, reading.prediction)
+    except ValueError:  # of options and numbers of steps that the formulas refuse
+        return float("nan")
+    return divergence_of(data, output, metric)
