@@ -131,7 +131,8 @@ def test_readme_commands_run(capsys, monkeypatch, tmp_path):
 def test_readme_blocks_are_all_run():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     kinds = re.findall(r"^```(.*)$", text, flags=re.MULTILINE)[::2]
-    assert set(kinds) == {"sh", "python", "console"}  # sh blocks are run by .ci/run
+    # sh blocks are run by .ci/run, the toml block by test_cli_sweep.py
+    assert set(kinds) == {"sh", "python", "console", "toml"}
     assert kinds.count("sh") == 2
 
 
