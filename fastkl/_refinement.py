@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -58,18 +61,20 @@ def refined_levels(
     apart: float = 0.0,
     most: float = np.inf,
     most_steps: int = MOST_STEPS,
+    slopes: Callable[[Any, Array], tuple[Array, Array]] | None = None,
 ) -> Array:
     """Return levels at a local minimum of the divergence, the first and the final 0 kept, others in [least, most].
 
     Newton steps, made to go downhill and cut so that the order is kept, until nothing moves. Levels that are `held`,
     (N-1,), stay where they are; neighbours stay `apart` in log s^2, and where they come so close, the search ends.
+    `slopes` returns gradient and Hessian; `slopes_in_levels` where it is left out.
     """
     levels, value = sigmas.copy(), value_of(objective, sigmas)
     if len(levels) < 3:
         return levels
     movable = np.ones(len(levels) - 2, dtype=np.bool_) if held is None else ~held
     for _ in range(most_steps):
-        gradient, hessian = slopes_in_levels(objective, levels)
+        gradient, hessian = (slopes or slopes_in_levels)(objective, levels)
         free = movable.copy()
         if levels[-2] <= least * (1.0 + 1e-12) and gradient[-1] >= 0.0:
             free[-1] = False  # it would go below `least`
@@ -90,12 +95,13 @@ def refined_levels(
 
 def solved(hessian: Array, gradient: Array) -> Array:
     """Return Newton's direction, uphill; of a Hessian that is not positive the curvatures are made so."""
-    from scipy.linalg import LinAlgError, cho_factor, cho_solve
+    from scipy.linalg import LinAlgError, cho_factor, cho_solve, eigh
 
     try:
         return np.asarray(cho_solve(cho_factor(hessian), gradient))
     except LinAlgError:
-        curvatures, directions = np.linalg.eigh(hessian)
+        # NumPy's eigh starts threads for matrices as small as these: 40 ms instead of 1 where cores are busy
+        curvatures, directions = eigh(hessian, driver="evr")
         curvatures = np.maximum(np.abs(curvatures), max(1e-12 * np.abs(curvatures).max(), 1e-300))
         return np.asarray(directions @ ((directions.T @ gradient) / curvatures))
 

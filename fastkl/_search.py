@@ -12,6 +12,7 @@ from fastkl._sampler_base import Sampler
 from fastkl._search_problem import Problem
 from fastkl._search_result import SearchResult
 from fastkl._search_setting import Setting, combined, several, weights_of
+from fastkl._step_problem import StepProblem, can_be_proved
 from fastkl._validation import boolean, choice, integer, real_number
 from fastkl.evaluate import METRICS, PRIORS, refuse_zero_eigenvalue
 from fastkl.samplers import get
@@ -61,10 +62,10 @@ def search(
     sampler : str or Sampler
         The update rule: a name of `fastkl.samplers.names()`, or what a function of `fastkl.samplers` returns. "ddim"
         (and the names of the same map) is searched with a proof, and so are the deterministic samplers of two
-        evaluations a step, "heun", "flow_heun", "dpm_2" and "dpmpp_2s". All others are searched locally: what is
-        returned is no worse than DDIM's best levels and, on the timesteps of a discrete schedule, the standard
-        schedules that keep to the constraints, and no single level can be moved for the better by a power of 2 (by more
-        than 1e-7 of the value where there are more than 256 eigenvalues). Other choices may be better still:
+        evaluations a step, "heun", "flow_heun", "dpm_2" and "dpmpp_2s", but not for `w2`. All others are searched
+        locally: what is returned is no worse than DDIM's best levels and, on the timesteps of a discrete schedule, the
+        standard schedules that keep to the constraints, and no single level can be moved for the better by a power of 2
+        (by more than 1e-7 of the value where there are more than 256 eigenvalues). Other choices may be better still:
         `proved_optimal` is False and `lower_bound` None. A sampler that needs a last level above 0 ends at the lowest
         level of the grid instead of 0.
     metric : {"kl", "reverse_kl", "jeffreys", "w2"}
@@ -121,10 +122,9 @@ def search(
 
     Samplers of two evaluations a step: losses have either sign, and mixtures of paths cancel them, so that boxes of
     paths are bounded, and cut where their bounds do not exclude them. The proof is about the spectrum given, without
-    compression; above 100,000 eigenvalues (4 million pairs of a start and an eigenvalue) there is neither proof nor
-    bound: pass ``spectrum.compress()`` to have them for that one. For `w2` the choice comes from a local search from
-    several starts, without proof or bound. Each bound takes O(N T^2) operations; T = 1000 with N = 10 takes some
-    seconds. `combine="worst"` needs DDIM.
+    compression; above 100,000 eigenvalues (4 million pairs of a start and an eigenvalue) the search is local: pass
+    ``spectrum.compress()`` to have a proof for that one. Each bound takes O(N T^2) operations; T = 1000 takes some
+    seconds with N = 10, tens of seconds or more with N = 20 to 30. `combine="worst"` needs DDIM.
 
     References
     ----------
@@ -165,9 +165,7 @@ def search(
         solve = Minimax(spectrum, shares, setting).solve
     elif rule.is_ddim:
         solve = Problem(data, setting).solve
-    elif rule.one_step:
-        from fastkl._step_problem import StepProblem
-
+    elif rule.one_step and can_be_proved(data, setting):
         solve = StepProblem(data, setting, rule, sampler).solve
     else:
         from fastkl._local_search import LocalSearch

@@ -80,7 +80,7 @@ def refined(search: ConvexSearch, levels: Array) -> Array:
     sigmas = np.append(levels, 0.0)
     if np.isinf(search.grid.levels[0]) and levels[0] > search.grid.levels[1] * (1.0 + 1e-12):
         sigmas[0] = np.inf
-    return refined_steps(search.objective, sigmas, float(search.grid.levels[-1]), NEWTON_STEPS)
+    return refined_steps(search.objective, sigmas, float(search.grid.levels[-1]), most_steps=NEWTON_STEPS)
 
 
 def snapped(search: ConvexSearch, start: int, sigmas: Array) -> Integers:

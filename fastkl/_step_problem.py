@@ -18,12 +18,19 @@ from fastkl._search_setting import Setting
 from fastkl.evaluate import divergence
 from fastkl.spectrum import Spectrum
 
-__all__ = ["StepProblem"]
+__all__ = ["StepProblem", "can_be_proved"]
 
 Array = NDArray[np.float64]
 
 MOST_ENTRIES = 100_000  # of a spectrum on which a proof is tried: a path takes some milliseconds there
 MOST_OFFSETS = 1 << 22  # (start, entry) pairs, of which a table is kept
+SLACK = 4.0 * ROUNDING  # relative, of comparisons
+
+
+def can_be_proved(data: Spectrum, setting: Setting) -> bool:
+    """Whether a proof can be tried: for the metrics that are convex, and spectra that are not too large."""
+    starts = len(setting.levels) if setting.free_start else 1
+    return setting.metric != "w2" and len(data) <= min(MOST_ENTRIES, MOST_OFFSETS // starts)
 
 
 class StepProblem:
@@ -39,48 +46,30 @@ class StepProblem:
             checked_sampler(named, np.array([[setting.levels[0], 0.0]]))
         self.data, self.setting, self.sampler = data, setting, sampler
         arguments = setting.metric, setting.prior, sampler.name
-        compressed = data.compress(COMPRESSION)
-        small = StepObjective(compressed, *arguments)
+        self.guide = StepObjective(data.compress(COMPRESSION), *arguments)
         whole = StepObjective(data, *arguments)
-        starts = self.starts()
-        entries = len(whole.eigenvalues)
-        self.whole = entries <= MOST_ENTRIES and entries * len(starts) <= MOST_OFFSETS
-        searched = whole if self.whole else small
-        grid = TableGrid(
-            setting.levels, setting.visit, setting.min_spacing, searched.eigenvalues, sampler.name
-        )
-        self.guide = small
-        self.slack = 4.0 * (ROUNDING if self.whole else compressed.rtol + ROUNDING)
-        self.search = StepSearch(grid, searched, starts, small)
-
-    def starts(self) -> NDArray[np.int64]:
-        """Return the levels that a path may start from."""
-        if not self.setting.free_start:
-            return np.zeros(1, dtype=np.int64)
-        first = int(self.sampler.finite_start and math.isinf(self.setting.levels[0]))
-        visit = self.setting.visit
-        return np.arange(first, visit[0] + 1 if len(visit) else len(self.setting.levels))
+        grid = TableGrid(setting.levels, setting.visit, setting.min_spacing, whole.eigenvalues, sampler.name)
+        starts = np.flatnonzero(grid.may_start) if setting.free_start else np.zeros(1, dtype=np.int64)
+        self.search = StepSearch(grid, whole, starts, self.guide)
 
     def solve(self, steps: int, prove: bool, time_limit: float | None) -> SearchResult:
         """Search, evaluate what may be best, and say what is proved."""
         began, setting = time.monotonic(), self.setting
-        valid = self.whole and setting.metric != "w2"
-        outcome = self.search.run(steps, began + (time_limit or FOREVER), prove and valid, self.slack)
+        outcome = self.search.run(steps, began + (time_limit or FOREVER), prove, SLACK)
         values = np.array(outcome.values)
-        near = np.flatnonzero(values <= self.search.allowed(float(values.min()), self.slack, steps))
+        near = np.flatnonzero(values <= self.search.allowed(float(values.min()), SLACK, steps))
         paths = np.stack([outcome.paths[i] for i in near])
         exact = self.values(setting.sigmas(paths))
         best = int(np.argmin(exact))
         value = float(exact[best])
-        bound = outcome.bound - (self.search.allowed(value, self.slack, steps) - value)
-        refined = self.refined(setting.sigmas(paths[best : best + 1])[0], value)
+        bound = outcome.bound - (self.search.allowed(value, SLACK, steps) - value)
+        refined = self.refined(paths[best], value)
         result = setting.result(
             paths[best], value, bound, outcome.complete, refined, outcome.iterations, began
         )
         return replace(
             result,
             sampler=self.sampler.name,
-            lower_bound=result.lower_bound if valid else None,
             candidates=self.candidates(steps),
         )
 
@@ -96,12 +85,20 @@ class StepProblem:
             return setting.candidates(steps)
         return math.comb(len(setting.levels) - 1 - (steps - 1) * (setting.min_spacing - 1), steps)
 
-    def refined(self, sigmas: Array, value: float) -> tuple[Array | None, float | None]:
+    def refined(self, path: NDArray[np.int64], value: float) -> tuple[Array | None, float | None]:
         """Return the local optimum beside a choice of levels and its value, for continuous schedules."""
-        if self.setting.schedule.is_discrete:
+        setting = self.setting
+        if setting.schedule.is_discrete:
             return None, None
         from fastkl._step_refinement import refined_steps
 
-        moved = refined_steps(self.guide, sigmas, float(self.setting.levels[-1]))
+        sigmas = setting.sigmas(path[None])[0]
+        with np.errstate(divide="ignore"):
+            gaps = -2.0 * np.diff(np.log(sigmas[:-1]))
+        apart = float(np.min(gaps, initial=setting.apart))  # levels to visit may lie closer than others
+        held = np.isin(path[1:], setting.visit)
+        finite = setting.levels[np.isfinite(setting.levels)]
+        options = {"held": held, "apart": apart, "most": float(finite[0])}
+        moved = refined_steps(self.guide, sigmas, float(finite[-1]), **options)
         moved_value = float(self.values(moved[None])[0])
         return (moved, moved_value) if moved_value <= value else (sigmas, value)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
-import scipy.linalg
 from numpy.typing import NDArray
 
+from fastkl._refinement import refined_levels
 from fastkl._step_losses import StepObjective, step_losses
 
 __all__ = ["refined_steps", "slopes_in_levels"]
@@ -14,17 +16,6 @@ Array = NDArray[np.float64]
 
 TINY = 1e-30  # imaginary step: derivatives of analytic functions without cancellation
 DIFFERENCE = 1e-5  # of x = log s^2, for second derivatives
-MOST_STEPS = 40
-SETTLED = 1e-9  # in x
-REACH = 0.45  # share of the gap to a neighbour that a level may move at once
-FARTHEST = 8.0  # gap to an infinite neighbour
-HALVINGS = 30
-
-
-def value_of(objective: StepObjective, sigmas: Array) -> float:
-    """Return the divergence of one schedule."""
-    y = objective.losses(sigmas[None])[0] + objective.offsets(sigmas[:1])[0]
-    return float(objective.value(y)) + float(objective.constants(sigmas[:1])[0])
 
 
 def by_level(objective: StepObjective, sigmas: Array) -> Array:
@@ -59,52 +50,6 @@ def slopes_in_levels(objective: StepObjective, sigmas: Array) -> tuple[Array, Ar
     return rows @ slope, 0.5 * (hessian + hessian.T)
 
 
-def refined_steps(objective: StepObjective, sigmas: Array, least: float, most: int = MOST_STEPS) -> Array:
-    """Return levels at a local minimum of the divergence, the first and the final 0 kept, none below `least`.
-
-    Newton steps, made to go downhill and cut so that the order is kept, until nothing moves, or `most` of them.
-    """
-    levels, value = sigmas.copy(), value_of(objective, sigmas)
-    if len(levels) < 3:
-        return levels
-    for _ in range(most):
-        move = newton_step(objective, levels, least)
-        x = 2.0 * np.log(levels[1:-1])
-        share = REACH * float(np.min(room(levels, least, move) / np.maximum(np.abs(move), 1e-300)))
-        share = min(1.0, share)
-        for _ in range(HALVINGS):
-            moved = np.concatenate([levels[:1], np.exp(0.5 * (x + share * move)), [0.0]])
-            moved[-2] = max(moved[-2], least)
-            if (np.diff(moved) < 0.0).all() and (moved_value := value_of(objective, moved)) < value:
-                break
-            share *= 0.5
-        else:
-            return levels
-        levels, value = moved, moved_value
-        if float(np.abs(share * move).max()) < SETTLED:
-            return levels
-    return levels
-
-
-def newton_step(objective: StepObjective, levels: Array, least: float) -> Array:
-    """Return the change of x that Newton's method proposes; the last level is held where it would go below `least`."""
-    gradient, hessian = slopes_in_levels(objective, levels)
-    held = levels[-2] <= least * (1.0 + 1e-12) and gradient[-1] >= 0.0
-    free = len(gradient) - int(held)
-    move = np.zeros(len(gradient))
-    if free:
-        # NumPy's eigh starts BLAS threads for matrices as small as these: 40 ms instead of 1 where cores are busy
-        curvatures, directions = scipy.linalg.eigh(hessian[:free, :free], driver="evr")
-        curvatures = np.maximum(np.abs(curvatures), max(1e-12 * np.abs(curvatures).max(), 1e-300))
-        move[:free] = -directions @ ((directions.T @ gradient[:free]) / curvatures)
-    return move
-
-
-def room(levels: Array, least: float, move: Array) -> Array:
-    """Return how far in x each level may go the way it is to move: to its neighbour, the last one down to `least`."""
-    x = 2.0 * np.log(levels[1:-1])
-    gaps = x - np.append(x[1:], 2.0 * np.log(least))
-    gaps[-1] /= REACH  # `least` itself may be reached
-    first = FARTHEST if np.isinf(levels[0]) else 2.0 * np.log(levels[0]) - x[0]
-    above = np.append(first, -np.diff(x))
-    return np.where(move > 0.0, above, np.maximum(gaps, 0.0))
+def refined_steps(objective: StepObjective, sigmas: Array, least: float, **options: Any) -> Array:
+    """Return levels at a local minimum of the divergence, as `fastkl._refinement.refined_levels` does for DDIM."""
+    return refined_levels(objective, sigmas, least, slopes=slopes_in_levels, **options)

@@ -110,7 +110,7 @@ class StepSearch(ConvexSearch):
 
         if prove:
             self.branch(outcome, root, deadline, allowed)
-        elif self.objective.metric != "w2":
+        else:
             self.examine(outcome, root, deadline, allowed, QUICK_TANGENTS)
             outcome.bound = min(root.bound, outcome.best)
         return outcome

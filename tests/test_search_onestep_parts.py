@@ -12,9 +12,10 @@ from search_cases import SAME, all_paths, random_spectrum, with_zero
 
 import fastkl
 from fastkl import NoiseSchedule, Spectrum, search
+from fastkl._refinement import value_of
 from fastkl._step_grid import TableGrid
 from fastkl._step_losses import STEP_KINDS, StepObjective, step_losses
-from fastkl._step_refinement import refined_steps, slopes_in_levels, value_of
+from fastkl._step_refinement import refined_steps, slopes_in_levels
 from fastkl._step_search import EDGE_ROUNDING, tightened
 
 NONE = np.empty(0, dtype=np.int64)
@@ -219,3 +220,14 @@ def test_continuous_schedules_are_refined(sampler):
         assert result.refined_value < result.value
         value = fastkl.divergence(data, result.refined_sigmas, sampler=sampler, prior=schedule.prior)
         assert result.refined_value == value
+
+
+@pytest.mark.parametrize("sampler", STEP_KINDS)
+def test_refined_levels_keep_to_the_constraints(sampler):
+    data, schedule = Spectrum.power_law(50, 1.0), NoiseSchedule.edm()
+    result = search(data, schedule, 5, sampler, grid=60, visit=[1.0], min_spacing=12)
+    assert 1.0 in result.refined_sigmas
+    on_the_grid, moved = (-np.diff(np.log(s[:-1])) for s in (result.sigmas, result.refined_sigmas))
+    least = min(12 * math.log(80.0 / 0.002) / 59, on_the_grid.min())  # nearer only beside the level to visit
+    assert (moved >= least * (1 - 1e-9)).all()
+    assert result.refined_value <= result.value
