@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,27 +53,17 @@ class Problem:
         margins = self.margins[np.searchsorted(self.search.starts, paths[:, 0])]
         near = paths[values - margins <= (values + margins).min() * (1.0 + self.slack)]
         setting = self.setting
-        exact = divergence(self.data, setting.sigmas(near), setting.metric, prior=setting.prior)
+        exact = self.values(setting.sigmas(near))
         best = int(np.argmin(exact))
         value = float(exact[best])
         bound = outcome.bound * (1.0 - self.slack)
-        refined = self.refined(near[best], value)
+        refined = setting.refined(near[best], value, partial(refined_levels, self.objective), self.values)
         return setting.result(near[best], value, bound, outcome.complete, refined, outcome.iterations, began)
 
-    def refined(self, path: NDArray[np.int64], value: float) -> tuple[Array | None, float | None]:
-        """Return the local optimum beside a choice of levels and its value, for continuous schedules."""
-        setting = self.setting
-        if setting.schedule.is_discrete:
-            return None, None
-        sigmas = setting.sigmas(path[None])[0]
-        with np.errstate(divide="ignore"):
-            gaps = -2.0 * np.diff(np.log(sigmas[:-1]))
-        apart = float(np.min(gaps, initial=setting.apart))  # levels to visit may lie closer than others
-        held = np.isin(path[1:], setting.visit)
-        finite = setting.levels[np.isfinite(setting.levels)]
-        moved = refined_levels(self.objective, sigmas, float(finite[-1]), held, apart, float(finite[0]))
-        moved_value = divergence(self.data, moved, setting.metric, prior=setting.prior)
-        return (moved, moved_value) if moved_value <= value else (sigmas, value)
+    def values(self, sigmas: Array) -> Array:
+        """Return the divergences of schedules on the whole spectrum."""
+        found: Array = divergence(self.data, sigmas, self.setting.metric, prior=self.setting.prior)
+        return found
 
 
 def cancelled(small: Spectrum, setting: Setting, starts: NDArray[np.int64]) -> Array:

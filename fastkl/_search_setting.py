@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -71,6 +71,26 @@ class Setting:
             return 0.0
         finite = self.levels[np.isfinite(self.levels)]
         return self.min_spacing * float(np.max(-2.0 * np.diff(np.log(finite)), initial=0.0))
+
+    def refined(
+        self,
+        path: NDArray[np.int64],
+        value: float,
+        refine: Callable[..., Array],
+        values: Callable[[Array], Array],
+    ) -> tuple[Array | None, float | None]:
+        """Return the local optimum beside a choice of levels and its value, for continuous schedules."""
+        if self.schedule.is_discrete:
+            return None, None
+        sigmas = self.sigmas(path[None])[0]
+        with np.errstate(divide="ignore"):
+            gaps = -2.0 * np.diff(np.log(sigmas[:-1]))
+        apart = float(np.min(gaps, initial=self.apart))  # levels to visit may lie closer than others
+        held = np.isin(path[1:], self.visit)
+        finite = self.levels[np.isfinite(self.levels)]
+        moved = refine(sigmas, float(finite[-1]), held=held, apart=apart, most=float(finite[0]))
+        moved_value = float(values(moved[None])[0])
+        return (moved, moved_value) if moved_value <= value else (sigmas, value)
 
     def result(
         self,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,17 +41,19 @@ class StepProblem:
         with GUARD.importing:
             from fastkl._step_grid import TableGrid
             from fastkl._step_losses import StepObjective
+            from fastkl._step_refinement import refined_steps
             from fastkl._step_search import StepSearch
 
         if not setting.free_start:
             checked_sampler(named, np.array([[setting.levels[0], 0.0]]))
         self.data, self.setting, self.sampler = data, setting, sampler
         arguments = setting.metric, setting.prior, sampler.name
-        self.guide = StepObjective(data.compress(COMPRESSION), *arguments)
+        guide = StepObjective(data.compress(COMPRESSION), *arguments)
+        self.refine = partial(refined_steps, guide)
         whole = StepObjective(data, *arguments)
         grid = TableGrid(setting.levels, setting.visit, setting.min_spacing, whole.eigenvalues, sampler.name)
         starts = np.flatnonzero(grid.may_start) if setting.free_start else np.zeros(1, dtype=np.int64)
-        self.search = StepSearch(grid, whole, starts, self.guide)
+        self.search = StepSearch(grid, whole, starts, guide)
 
     def solve(self, steps: int, prove: bool, time_limit: float | None) -> SearchResult:
         """Search, evaluate what may be best, and say what is proved."""
@@ -63,7 +66,7 @@ class StepProblem:
         best = int(np.argmin(exact))
         value = float(exact[best])
         bound = outcome.bound - (self.search.allowed(value, SLACK, steps) - value)
-        refined = self.refined(paths[best], value)
+        refined = setting.refined(paths[best], value, self.refine, self.values)
         result = setting.result(
             paths[best], value, bound, outcome.complete, refined, outcome.iterations, began
         )
@@ -84,21 +87,3 @@ class StepProblem:
         if not setting.free_start or self.search.starts[0] == 0 or len(setting.visit):
             return setting.candidates(steps)
         return math.comb(len(setting.levels) - 1 - (steps - 1) * (setting.min_spacing - 1), steps)
-
-    def refined(self, path: NDArray[np.int64], value: float) -> tuple[Array | None, float | None]:
-        """Return the local optimum beside a choice of levels and its value, for continuous schedules."""
-        setting = self.setting
-        if setting.schedule.is_discrete:
-            return None, None
-        from fastkl._step_refinement import refined_steps
-
-        sigmas = setting.sigmas(path[None])[0]
-        with np.errstate(divide="ignore"):
-            gaps = -2.0 * np.diff(np.log(sigmas[:-1]))
-        apart = float(np.min(gaps, initial=setting.apart))  # levels to visit may lie closer than others
-        held = np.isin(path[1:], setting.visit)
-        finite = setting.levels[np.isfinite(setting.levels)]
-        options = {"held": held, "apart": apart, "most": float(finite[0])}
-        moved = refined_steps(self.guide, sigmas, float(finite[-1]), **options)
-        moved_value = float(self.values(moved[None])[0])
-        return (moved, moved_value) if moved_value <= value else (sigmas, value)
