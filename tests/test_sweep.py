@@ -124,6 +124,11 @@ def test_copies_count_where_they_are_wanted():
     check_best(fastkl.sweep({**given, "distinct": False}), many)
 
 
+def test_the_same_prior_by_two_names_counts_once():
+    once, twice = (fastkl.sweep(small(priors=priors)).top for priors in (["ve"], ["schedule", "ve"]))
+    assert twice["value"].to_pylist() == once["value"].to_pylist()
+
+
 def test_same_bits_for_any_number_of_threads(tmp_path):
     for threads in (1, 2, 5):
         fastkl.sweep(small(full=True), tmp_path / str(threads), num_threads=threads)

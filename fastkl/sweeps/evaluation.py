@@ -43,10 +43,10 @@ class Groups:
         return self.best[key]
 
 
-def problem_of(part: Part, cell: Cell) -> tuple[int, ...]:
+def problem_of(plan: Plan, part: Part, cell: Cell) -> tuple[int | str, ...]:
     """Return what candidates must share, besides their levels, to be the same one."""
     sampler = cell.sampler if isinstance(part.generators[cell.generator], Family) else -1
-    return cell.schedule, sampler, cell.spectrum, cell.metric, cell.prior
+    return cell.schedule, sampler, cell.spectrum, cell.metric, plan.prior(cell)
 
 
 def chunk_bytes(plan: Plan, number: int) -> bytes:
@@ -122,7 +122,7 @@ def fast_rows(plan: Plan, part: Part, begin: int, end: int) -> tuple[list[dict[s
             if plan.config.full:
                 batches.append(rows_of_cell(plan, part, cell, places, indices, values))
             else:
-                groups.of(part, cell).add(values, indices, problem_of(part, cell), levels)
+                groups.of(part, cell).add(values, indices, problem_of(plan, part, cell), levels)
     if plan.config.full:
         return batches, left_out
     kept = sorted((record.index, record.value) for best in groups.best.values() for record in best.records())

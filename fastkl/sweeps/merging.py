@@ -56,7 +56,7 @@ def take_in(plan: Plan, groups: Groups, rows: pa.Table, searches: dict[int, Any]
             searches[int(some[0])] = row["lower_bound"], row["proved_optimal"]
         else:
             levels = cell_levels(plan, part, cell, places[kept])[0]
-        best.add(found[kept], some[kept], problem_of(part, cell), levels)
+        best.add(found[kept], some[kept], problem_of(plan, part, cell), levels)
 
 
 def exact_values(plan: Plan, records: list[Record]) -> list[float]:
