@@ -12,7 +12,6 @@ from functools import cached_property
 from itertools import accumulate
 from typing import Any, NamedTuple
 
-from fastkl._compression import LEAST_RTOL
 from fastkl._sampler_base import Sampler
 from fastkl._stand_in import COMPRESSION, NODES, PASS, SHARE
 from fastkl.evaluate import PRIORS
@@ -120,7 +119,6 @@ class Plan:
         self.metrics, self.priors = config.metrics, config.priors
         self.budgets = config.steps or config.nfe or []
         self.parts = self._parts()
-        self.compresses = [self._pays(spectrum) for spectrum in self.spectra]
         self.size = sum(part.product.size for part in self.parts)
         if self.size > MOST:
             raise ValueError(f"configuration: {self.size} candidates; one sweep can have 2**62")
@@ -145,8 +143,15 @@ class Plan:
             parts.append(Part(product, generators, length, first, chunk))
         return tuple(part for part in parts if part.product.size)
 
+    @cached_property
+    def compresses(self) -> list[bool]:
+        """For each spectrum, whether its compression is evaluated in its place."""
+        return [self._pays(spectrum) for spectrum in self.spectra]
+
     def _pays(self, spectrum: Spectrum) -> bool:
         """Whether compressing a spectrum saves more than it costs, over all its candidates."""
+        from fastkl._compression import LEAST_RTOL  # with which the kernels are loaded
+
         if self.config.rtol < SHARE * LEAST_RTOL or len(spectrum) < 2 * NODES or not self.parts:
             return False
         candidates = self.parts[0].product.size // len(self.spectra)
