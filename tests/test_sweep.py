@@ -18,6 +18,7 @@ from fastkl.sweeps.config import validated
 from fastkl.sweeps.generation import levels_of
 from fastkl.sweeps.plan import Product
 from fastkl.sweeps.progress import bar, duration
+from fastkl.sweeps.running import plan_of
 
 SPECTRA = {"mnist": fastkl.Spectrum.preset("mnist"), "digits": fastkl.Spectrum.preset("digits")}
 SCHEDULES = {"ddpm_linear": fastkl.NoiseSchedule.ddpm_linear(), "edm": fastkl.NoiseSchedule.edm()}
@@ -124,6 +125,11 @@ def test_copies_count_where_they_are_wanted():
     check_best(fastkl.sweep({**given, "distinct": False}), many)
 
 
+def test_the_same_prior_by_two_names_counts_once():
+    once, twice = (fastkl.sweep(small(priors=priors)).top for priors in (["ve"], ["schedule", "ve"]))
+    assert twice["value"].to_pylist() == once["value"].to_pylist()
+
+
 def test_same_bits_for_any_number_of_threads(tmp_path):
     for threads in (1, 2, 5):
         fastkl.sweep(small(full=True), tmp_path / str(threads), num_threads=threads)
@@ -134,11 +140,12 @@ def test_same_bits_for_any_number_of_threads(tmp_path):
     assert all(other == first for other in others)
 
 
-def test_compressed_evaluation_finds_the_best_of_a_large_grid():
-    """100,000 candidates screened to 1e-6, against the exact evaluation of every one."""
+@pytest.mark.parametrize("rtol", [1e-2, 1e-6])
+def test_compressed_evaluation_finds_the_best_of_a_large_grid(rtol):
+    """100,000 candidates screened to rtol on a compression, against the exact evaluation of every one."""
     gammas = {"start": 0.1, "stop": 3.0, "num": 100_000, "spacing": "log"}
     found = fastkl.sweep(
-        small(spectra=["mnist"], steps=10, top=100, rtol=1e-6, chunk=None,
+        small(spectra=["mnist"], steps=10, top=100, rtol=rtol, chunk=None,
               families=[{"family": "tangent", "gamma": gammas, "sigma_min": 0.0}])
     )  # fmt: skip
     places = np.arange(100_000)
@@ -149,8 +156,18 @@ def test_compressed_evaluation_finds_the_best_of_a_large_grid():
     values = fastkl.divergence(SPECTRA["mnist"], levels, prior="ve")
     values[~valid] = np.inf
     order = np.lexsort((places, values))[:100]
+    assert found.plan.compresses == [True]
     assert found.top["index"].to_pylist() == order.tolist()
     assert found.top["value"].to_pylist() == values[order].tolist()
+
+
+def test_a_spectrum_is_compressed_only_where_that_pays():
+    """A compression takes longer than a few hundred candidates of a small spectrum."""
+    few = fastkl.sweep(small(spectra=["mnist"]))
+    many = {"family": "tangent", "gamma": {**GAMMAS, "num": 10**8}, "sigma_min": 0.0}
+    assert few.plan.compresses == [False]
+    assert plan_of(small(spectra=["mnist", "digits"], families=[many])).compresses == [True, False]
+    assert plan_of(small(spectra=["mnist"], families=[many], rtol=0.0)).compresses == [False]
 
 
 def test_searches_are_those_of_search():
@@ -399,7 +416,6 @@ def test_best_is_that_of_sorting_everything(copies, rng):
 def test_memory_does_not_grow_with_the_number_of_candidates():
     """A grid of 1e15 is planned at once, and its last chunk evaluated."""
     from fastkl.sweeps.evaluation import chunk_table
-    from fastkl.sweeps.running import plan_of
 
     wide = {"start": 0.5, "stop": 50.0, "num": 10**7}
     families = [{"family": "karras", "rho": wide, "sigma_max": {"start": 40.0, "stop": 80.0, "num": 10**8}}]

@@ -25,6 +25,7 @@ BAD = [
     ({"priors": ["vq"]}, "priors[0]: must be"),
     ({"rtol": -1.0}, "rtol: must be greater than or equal to 0 (got -1.0)"),
     ({"rtol": float("nan")}, "rtol: must be"),
+    ({"rtol": 0.2}, "rtol: must be less than or equal to 0.1 (got 0.2)"),
     ({"top": 0}, "top: must be greater than or equal to 1 (got 0)"),
     ({"chunk": 0}, "chunk: must be greater than or equal to 1 (got 0)"),
     ({"full": 1}, "full: must be boolean (got 1)"),

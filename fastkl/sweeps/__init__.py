@@ -91,8 +91,8 @@ def sweep(
       each spectrum, schedule, number of steps, metric and prior, for DDIM.
     - ``samplers`` (names, or tables such as ``{function = "ddim", eta = 0.5}``; default DDIM), ``metrics`` (default
       ``kl``), ``priors`` (default ``"schedule"``, the schedule's own).
-    - ``rtol`` (1e-8): error allowed to the values of candidates, as in `divergence`. The best are evaluated again with
-      none.
+    - ``rtol`` (1e-8, 0.1 at most): error allowed to the values of candidates, as in `divergence`. The best are
+      evaluated again with none.
     - ``top`` (100): how many of the best are kept of each group; ``per`` (``["spectrum", "metric", "steps"]``; also
       schedule, sampler, family, prior): what makes a group; ``distinct`` (true): whether only the first of
       candidates with the same levels counts.

@@ -257,7 +257,7 @@ class SweepConfig(Model):
     samplers: Annotated[list[Any], BeforeValidator(as_list), Field(min_length=1)] = ["ddim"]
     metrics: Annotated[list[Metric], BeforeValidator(as_list), Field(min_length=1)] = ["kl"]
     priors: Annotated[list[Prior], BeforeValidator(as_list), Field(min_length=1)] = ["schedule"]
-    rtol: float = Field(default=1e-8, ge=0.0, lt=1.0)
+    rtol: float = Field(default=1e-8, ge=0.0, le=0.1)
     backend: Literal["auto", "cpu", "gpu"] = "auto"
     top: int = Field(default=100, ge=1, le=100_000)
     per: Annotated[list[Literal[AXES]], BeforeValidator(as_list)] = ["spectrum", "metric", "steps"]

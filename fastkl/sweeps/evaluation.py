@@ -9,6 +9,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from fastkl._search import search
+from fastkl._stand_in import SHARE
 from fastkl.evaluate import divergence
 from fastkl.sweeps.best import Best
 from fastkl.sweeps.config import Family, Geodesic, Search
@@ -43,10 +44,10 @@ class Groups:
         return self.best[key]
 
 
-def problem_of(part: Part, cell: Cell) -> tuple[int, ...]:
+def problem_of(plan: Plan, part: Part, cell: Cell) -> tuple[int | str, ...]:
     """Return what candidates must share, besides their levels, to be the same one."""
     sampler = cell.sampler if isinstance(part.generators[cell.generator], Family) else -1
-    return cell.schedule, sampler, cell.spectrum, cell.metric, cell.prior
+    return cell.schedule, sampler, cell.spectrum, cell.metric, plan.prior(cell)
 
 
 def chunk_bytes(plan: Plan, number: int) -> bytes:
@@ -122,7 +123,7 @@ def fast_rows(plan: Plan, part: Part, begin: int, end: int) -> tuple[list[dict[s
             if plan.config.full:
                 batches.append(rows_of_cell(plan, part, cell, places, indices, values))
             else:
-                groups.of(part, cell).add(values, indices, problem_of(part, cell), levels)
+                groups.of(part, cell).add(values, indices, problem_of(plan, part, cell), levels)
     if plan.config.full:
         return batches, left_out
     kept = sorted((record.index, record.value) for best in groups.best.values() for record in best.records())
@@ -183,20 +184,14 @@ def evaluated(plan: Plan, part: Part, cell: Cell, levels: Array, rtol: float) ->
     """Return the divergences of candidates of a cell's problem on one thread."""
     spectrum = plan.spectra[cell.spectrum]
     sampler = plan.sampler_of(part, cell)[1]
-    if rtol and sampler.is_ddim and len(spectrum) > 128:
-        compress(spectrum, rtol)
+    if rtol and sampler.is_ddim and plan.compresses[cell.spectrum]:
+        # at hand before `divergence` asks, which then uses it whatever the block's size and the order of blocks
+        spectrum.compress(rtol / SHARE)
+    else:
+        rtol = 0.0
     values: Array = divergence(spectrum, levels, plan.metrics[cell.metric], sampler, plan.prior(cell),
                                plan.config.backend, rtol, num_threads=1)  # fmt: skip
     return values
-
-
-def compress(spectrum: Any, rtol: float) -> None:
-    """Have the spectrum's compression at hand, which `divergence` uses once it is there, whatever the block's size."""
-    from fastkl._compression import LEAST_RTOL
-    from fastkl._stand_in import SHARE
-
-    if rtol >= SHARE * LEAST_RTOL:
-        spectrum.compress(rtol / SHARE)
 
 
 def cut_to_cells(plan: Plan, indices: Integers) -> Any:

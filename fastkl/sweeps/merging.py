@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from fastkl.schedule import NoiseSchedule
 from fastkl.sweeps.best import Record
 from fastkl.sweeps.config import Geodesic, Search
 from fastkl.sweeps.evaluation import Groups, cell_levels, cut_to_cells, evaluated, problem_of
@@ -28,15 +29,15 @@ def top_table(plan: Plan, chunks: Iterable[pa.Table]) -> pa.Table:
     for chunk in chunks:
         for at in range(0, len(chunk), ROWS):
             take_in(plan, groups, chunk.slice(at, ROWS).combine_chunks(), searches)
-    batches = []
-    for key in sorted(groups.best):
+    found: list[tuple[int, int, float, Record]] = []
+    for number, key in enumerate(sorted(groups.best)):
         records = groups.best[key].records()
         exact = sorted(
             zip(exact_values(plan, records), records, strict=True), key=lambda p: (p[0], p[1].index)
         )
-        for rank, (value, record) in enumerate(exact[: plan.config.top], 1):
-            batches.append(row_of(plan, rank, value, record, searches.get(record.index, (None, None))))
-    return table_of(batches, top_schema(plan))
+        ranked = enumerate(exact[: plan.config.top], 1)
+        found += [(number, rank, value, record) for rank, (value, record) in ranked]
+    return rows_of(plan, found, searches)
 
 
 def take_in(plan: Plan, groups: Groups, rows: pa.Table, searches: dict[int, Any]) -> None:
@@ -56,7 +57,7 @@ def take_in(plan: Plan, groups: Groups, rows: pa.Table, searches: dict[int, Any]
             searches[int(some[0])] = row["lower_bound"], row["proved_optimal"]
         else:
             levels = cell_levels(plan, part, cell, places[kept])[0]
-        best.add(found[kept], some[kept], problem_of(part, cell), levels)
+        best.add(found[kept], some[kept], problem_of(plan, part, cell), levels)
 
 
 def exact_values(plan: Plan, records: list[Record]) -> list[float]:
@@ -74,28 +75,38 @@ def exact_values(plan: Plan, records: list[Record]) -> list[float]:
     return [float(value) for value in values]
 
 
-def row_of(
-    plan: Plan, rank: int, value: float, record: Record, proof: tuple[float | None, bool | None]
-) -> dict[str, Any]:
-    """Return the columns of one of the best."""
-    part = plan.part_of(record.index)
-    cell, place = part.product.locate(record.index - part.first_index)
-    schedule = plan.schedules[cell.schedule]
-    levels = record.levels
-    timesteps = None
-    if schedule.is_discrete and levels[-2] >= schedule.sigma_min:
-        nearest = schedule.timesteps(levels[:-1])
-        timesteps = nearest if np.array_equal(schedule.sigmas(nearest), levels[:-1]) else None
-    return rows_of_cell(
-        plan,
-        part,
-        cell,
-        np.array([place]),
-        np.array([record.index]),
-        np.array([value]),
-        rank=pa.array([rank], pa.int32()),
-        sigmas=pa.array([levels], pa.list_(pa.float64())),
-        timesteps=pa.array([timesteps], pa.list_(pa.int64())),
-        lower_bound=pa.array([proof[0]], pa.float64()),
-        proved_optimal=pa.array([proof[1]], pa.bool_()),
-    )
+def rows_of(
+    plan: Plan,
+    found: list[tuple[int, int, float, Record]],
+    searches: dict[int, tuple[float | None, bool | None]],
+) -> pa.Table:
+    """Return the table of the best, given as group, rank, value and candidate in the order of the table.
+
+    Rows are made cell by cell, in order of index, and put in order at the end.
+    """
+    by_index = sorted(range(len(found)), key=lambda i: found[i][3].index)
+    indices = np.array([found[i][3].index for i in by_index], dtype=np.int64)
+    batches = []
+    for cell, places, some, which in cut_to_cells(plan, indices):
+        rows = [found[by_index[i]] for i in which]
+        proofs = [searches.get(record.index, (None, None)) for *_, record in rows]
+        schedule = plan.schedules[cell.schedule]
+        columns = {
+            "rank": pa.array([rank for _, rank, _, _ in rows], pa.int32()),
+            "sigmas": pa.array([record.levels for *_, record in rows], pa.list_(pa.float64())),
+            "timesteps": pa.array([timesteps(schedule, r.levels) for *_, r in rows], pa.list_(pa.int64())),
+            "lower_bound": pa.array([bound for bound, _ in proofs], pa.float64()),
+            "proved_optimal": pa.array([proved for _, proved in proofs], pa.bool_()),
+        }
+        values = np.array([value for _, _, value, _ in rows])
+        part = plan.part_of(int(some[0]))
+        batches.append(rows_of_cell(plan, part, cell, places, some, values, **columns))
+    return table_of(batches, top_schema(plan)).take(np.argsort(by_index))
+
+
+def timesteps(schedule: NoiseSchedule, levels: Array) -> NDArray[np.int64] | None:
+    """Return the timesteps of levels that are all levels of a discrete schedule, else None."""
+    if not schedule.is_discrete or levels[-2] < schedule.sigma_min:
+        return None
+    nearest: NDArray[np.int64] = schedule.timesteps(levels[:-1])
+    return nearest if np.array_equal(schedule.sigmas(nearest), levels[:-1]) else None

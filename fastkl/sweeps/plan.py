@@ -13,6 +13,7 @@ from itertools import accumulate
 from typing import Any, NamedTuple
 
 from fastkl._sampler_base import Sampler
+from fastkl._stand_in import COMPRESSION, NODES, PASS, SHARE
 from fastkl.evaluate import PRIORS
 from fastkl.schedule import NoiseSchedule
 from fastkl.spectrum import Spectrum
@@ -25,7 +26,6 @@ CHUNK_WORK = 1 << 29  # (eigenvalue, step) pairs of a chunk, about a second of o
 LARGEST_CHUNK, LARGEST_FULL_CHUNK, SLOW_CHUNK = 1 << 20, 1 << 18, 16
 CHUNKS_WANTED = 64  # of a sweep that is large enough, so that all cores have work
 SMALLEST_CHUNK = 1 << 12
-NODES = 64  # of a compressed spectrum, about
 SAMPLER_COST = 16  # of other samplers than DDIM, in its units
 
 
@@ -142,6 +142,21 @@ class Plan:
             chunk = (parts[-1].first_chunk + parts[-1].chunks) if parts else 0
             parts.append(Part(product, generators, length, first, chunk))
         return tuple(part for part in parts if part.product.size)
+
+    @cached_property
+    def compresses(self) -> list[bool]:
+        """For each spectrum, whether its compression is evaluated in its place."""
+        return [self._pays(spectrum) for spectrum in self.spectra]
+
+    def _pays(self, spectrum: Spectrum) -> bool:
+        """Whether compressing a spectrum saves more than it costs, over all its candidates."""
+        from fastkl._compression import LEAST_RTOL  # with which the kernels are loaded
+
+        if self.config.rtol < SHARE * LEAST_RTOL or len(spectrum) < 2 * NODES or not self.parts:
+            return False
+        candidates = self.parts[0].product.size // len(self.spectra)
+        saved = (len(spectrum) - NODES) * candidates * min(self.budgets)
+        return saved > COMPRESSION + PASS * len(spectrum)
 
     def _chunk_length(self, candidates: int) -> int:
         """Return how many candidates of grids make a chunk, by what they cost; 1 at least."""

@@ -67,13 +67,18 @@ def run(
 
         check_client(client)
     plan = plan_of(config, client)
-    if output is None:
-        if plan.config.full:
-            raise ValueError(
-                "configuration: full: must be false where there is no output folder for all rows"
-            )
-        return in_memory(plan, client, progress, threads, began)
-    with Store(Path(output), plan).opened() as store:
+    if output is not None:
+        return on_disk(plan, Path(output), client, progress, threads, began)
+    if plan.config.full:
+        raise ValueError("configuration: full: must be false where there is no output folder for all rows")
+    return in_memory(plan, client, progress, threads, began)
+
+
+def on_disk(
+    plan: Plan, folder: Path, client: Any, progress: ProgressOption, threads: int, began: float
+) -> SweepResult:
+    """Run a sweep, or what is left of it, whose chunks are kept in a folder."""
+    with Store(folder, plan).opened() as store:
         before = sum(length(plan, number) for number in store.found)
         with reporting(progress, plan.size, before) as advance:
 
@@ -83,10 +88,10 @@ def run(
 
             run_chunks(plan, store.missing(), finished, client, threads)
         top = top_table(plan, store.tables())
-        write_whole(store.folder / "top.parquet", serialised(top))
+        write_whole(folder / "top.parquet", serialised(top))
         return SweepResult(
             top=top,
-            folder=store.folder,
+            folder=folder,
             config_hash=plan.config_hash,
             candidates=plan.size,
             evaluated_now=plan.size - before,
