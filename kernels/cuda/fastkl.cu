@@ -1,0 +1,2 @@
+// The whole GPU side of fastkl: one unit, one module.
+#include "ddim.cu"
