@@ -103,6 +103,16 @@ def column_sums(device: Any, array: Any) -> Any:
     return array.reshape(-1)
 
 
+def stacked_sum(device: Any, arrays: list[Any]) -> Any:
+    """Return the sum of arrays (M,)."""
+    rows = device.empty((len(arrays), int(arrays[0].shape[0])))
+    for i, array in enumerate(arrays):
+        device.launch(
+            "group_sums", rows.shape[1], array, np.int64(1), np.int64(rows.shape[1]), np.int64(1), rows[i]
+        )
+    return column_sums(device, rows)
+
+
 class Chunk:
     """Some candidates on a device: levels (M, N+1), and the polynomials of their steps, made when they are needed."""
 

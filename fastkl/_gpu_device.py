@@ -20,10 +20,9 @@ from numpy.typing import NDArray
 
 from fastkl._gpu_source import FLAGS, OLDEST, digest, unit
 
-__all__ = ["BLOCK", "CupyDevice", "current_device", "device_of", "is_device_array", "missing"]
+__all__ = ["BLOCK", "CupyDevice", "current_device", "device_of", "missing"]
 
 BLOCK = 128  # threads of a block, as the kernels' launch bounds have it
-CUDA, CUDA_MANAGED = 2, 13  # device types of DLPack
 DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 
 _lock = RLock()
@@ -45,16 +44,6 @@ def missing() -> str | None:
     except Exception as error:  # a broken CuPy or driver says what is wrong in its own words
         return f"CuPy finds no device ({type(error).__name__}: {error})"
     return None if count else "CuPy finds no device"
-
-
-def is_device_array(value: Any) -> bool:
-    """Return whether an object holds data on a CUDA device: a CuPy array, a PyTorch CUDA tensor, ..."""
-    if isinstance(value, np.ndarray | list | tuple | str | bytes | int | float) or value is None:
-        return False
-    if hasattr(value, "__cuda_array_interface__"):
-        return True
-    asks = getattr(value, "__dlpack_device__", None)
-    return asks is not None and int(asks()[0]) in (CUDA, CUDA_MANAGED)
 
 
 def current_device() -> CupyDevice:
@@ -110,6 +99,10 @@ class CupyDevice:
         if isinstance(value, self._cupy.ndarray):
             return value
         return self._cupy.from_dlpack(value) if hasattr(value, "__dlpack__") else self._cupy.asarray(value)
+
+    def number_of(self, array: Any) -> int:
+        """Return the number of the device that an array is on."""
+        return int(array.device.id)
 
     def as_float64(self, array: Any) -> Any:
         """Return a C-contiguous float64 array; a copy only where it is not one."""

@@ -110,7 +110,7 @@ class HostDevice:
     class OutOfMemory(Exception):
         pass
 
-    name, how = "host", "compiled for the host"
+    name, how, number = "host", "compiled for the host", 0
 
     def __init__(self, memory=1 << 62, claimed=None):
         self.memory, self.claimed = memory, memory if claimed is None else claimed
@@ -123,7 +123,10 @@ class HostDevice:
         pass
 
     def as_array(self, value):
-        return value
+        return value if isinstance(value, HostArray) else HostArray(np.asarray(value.host()))
+
+    def number_of(self, array):
+        return 0
 
     def as_float64(self, array):
         return HostArray(np.ascontiguousarray(array.values, dtype=np.float64))

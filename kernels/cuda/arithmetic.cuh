@@ -18,7 +18,7 @@ DEVICE float from_bits_float(int x) { return __int_as_float(x); }
 #else
 #include <cmath>
 #include <cstring>
-#define DEVICE static inline
+#define DEVICE inline
 #define KERNEL extern "C" void
 #define RESTRICT __restrict__
 #define UNROLL
