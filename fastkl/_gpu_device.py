@@ -141,7 +141,7 @@ class CupyDevice:
 
     def _load(self) -> tuple[Any, str]:
         """Load what was compiled ahead of time for this card from these sources, else compile them with CuPy."""
-        folder = Path(str(files("fastkl.kernels"))) / "cuda"
+        folder = source_folder()
         source = unit(folder)
         capability = int(self._cupy.cuda.Device(self.number).compute_capability)
         reason = "nothing was compiled ahead of time"
@@ -155,6 +155,23 @@ class CupyDevice:
         module = self._cupy.RawModule(code=source, options=FLAGS)
         module.compile()
         return module, f"compiled by CuPy at first use ({reason})"
+
+
+def source_folder() -> Path:
+    """Return where the CUDA sources are installed."""
+    return Path(str(files("fastkl.kernels"))) / "cuda"
+
+
+def ahead_of_time_files() -> str:
+    """Return which files were compiled ahead of time from the sources that are installed, in words."""
+    folder = source_folder()
+    index = folder / "built.json"
+    if not index.exists():
+        return "none compiled ahead of time; CuPy compiles them at first use"
+    built = json.loads(index.read_text(encoding="utf-8"))
+    if built["digest"] != digest(unit(folder)):
+        return "those compiled ahead of time are of other sources; CuPy compiles them at first use"
+    return "compiled ahead of time: " + ", ".join(built["files"])
 
 
 def ahead_of_time(folder: Path, of_source: str, capability: int) -> list[Path]:

@@ -23,7 +23,7 @@ __all__ = ["MOST_REGISTERS", "divergence", "output_variance", "trajectory"]
 Array = NDArray[np.float64]
 Integers = NDArray[np.intp]
 
-MOST_REGISTERS = 16  # of a program, in the kernels' local memory
+MOST_REGISTERS = 12  # of a program, in the kernels' local memory
 PAIR_SLICES = TILE // 8
 WIDTH = 4
 TABLE_BYTES = 1 << 24  # coefficients of one block of candidates, on the host

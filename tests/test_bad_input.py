@@ -123,6 +123,11 @@ BAD_OPTIONS = {
         ("cuda", ValueError, ["backend = 'cuda'", "'auto'", "'cpu'", "'gpu'"]),
         (None, TypeError, ["backend", "None"]),
     ],
+    "precision": [
+        ("float32", ValueError, ["precision = 'float32'", "GPU"]),
+        ("float16", ValueError, ["precision = 'float16'", "'float64'", "'float32'"]),
+        (32, TypeError, ["precision", "32"]),
+    ],
     "rtol": [
         (-1e-3, ValueError, [r"rtol = -0\.001", "at least 0"]),
         (1.0, ValueError, [r"rtol = 1\.0", "below 1"]),

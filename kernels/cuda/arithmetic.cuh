@@ -42,8 +42,8 @@ DEVICE int as_bits_float(float x) { return cast_bits<int>(x); }
 DEVICE float from_bits_float(int x) { return cast_bits<float>(x); }
 #endif
 
-// The numbers of fastkl.kernels.ddim_horner.
-constexpr int KL = 0, REVERSE_KL = 1, JEFFREYS = 2, W2 = 3, MEAN_KL = 4, MEAN_REVERSE_KL = 5, MEAN_W2 = 6;
+// The numbers of fastkl.kernels.ddim_horner; 4 to 6 are the mean's shares of kl, reverse_kl and w2.
+constexpr int KL = 0, REVERSE_KL = 1, JEFFREYS = 2, W2 = 3, MEAN_REVERSE_KL = 5;
 constexpr int VP = 0, VE = 1, FLOW = 2, EXACT = 3;
 constexpr int TILE = 1024;
 constexpr double LOG_2 = 0.69314718055994530942;

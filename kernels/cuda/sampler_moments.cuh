@@ -6,7 +6,7 @@
 // side by side.
 #include "geometry.cuh"
 
-constexpr int WIDTH = 4, MOST_REGISTERS = 16;
+constexpr int WIDTH = 4, MOST_REGISTERS = 12;
 constexpr int A = 0, F = 1, G = 2, NOISE = 3, SHARED = 4, BETA = 5, GAMMA = 9, ROW = 13;  // columns of coefficients
 constexpr int BASE = 0, STATE = 1, VALUE = 2, TERMS = 3, READ = 4, OPERATION = 8;         // columns of operations
 
