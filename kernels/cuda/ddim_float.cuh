@@ -7,13 +7,13 @@
 #include "geometry.cuh"
 #include "ddim_losses.cuh"
 
-// Row 2k: s_k s_{k+1}; row 2k + 1: s_k - s_{k+1}; an infinite s_0 leaves 0 and -1/s_1.
+// Row 2k: s_k s_{k+1}; row 2k + 1: s_k - s_{k+1}; an infinite s_0 leaves 0 and -1/s_1, which is -1e10 where nothing is left.
 DEVICE void expand_float(const double *levels, int64 steps, int64 stride, float *rows) {
     for (int64 k = 0; k < steps; k++) {
         double here = levels[k], there = levels[k + 1];
         bool limit = infinite(here);
         rows[2 * k * stride] = limit ? 0.0f : (float)(here * there);
-        rows[(2 * k + 1) * stride] = limit ? (float)(-1.0 / there) : (float)(here - there);
+        rows[(2 * k + 1) * stride] = limit ? (float)(there > 0.0 ? -1.0 / there : -1e10) : (float)(here - there);
     }
 }
 
@@ -59,9 +59,10 @@ DEVICE float float_term(float x, float loss, FloatStart start, float last_square
     }
     if (metric == KL) return 0.5f * excess_float(z, q);
     float inverse = quotient_float(1.0f, q);  // r
-    if (metric == JEFFREYS) return 0.5f * (z * z) * inverse;
+    if (metric == JEFFREYS) return 0.5f * z * (z * inverse);
     if (metric == REVERSE_KL) return 0.5f * excess_float(-z * inverse, inverse);
-    float gap = quotient_float(z * inverse, 1.0f + sqrt(inverse));  // 1 - sqrt(r)
+    float change = q > 2.0f ? 1.0f - inverse : z * inverse;  // also where q has overflown
+    float gap = quotient_float(change, 1.0f + sqrt(inverse));  // 1 - sqrt(r)
     return (x + last_square) * (gap * gap);
 }
 
