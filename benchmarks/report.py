@@ -6,6 +6,7 @@ written by the function beside it.
 
 from __future__ import annotations
 
+import itertools
 import json
 import statistics
 import sys
@@ -68,7 +69,44 @@ def evaluation(result: dict) -> list[str]:
         f"{startup['later_call_s'] * 1e6:.0f} us.",
         "",
         *machine(result),
-        "GPU: not measured (no GPU kernels yet).",
+    ]
+
+
+def gpu(results: list[dict]) -> list[str]:
+    """Return what was measured on each card, or that nothing was."""
+    if not results:
+        return [
+            "GPU: not measured. The kernels have been compiled for sm_80, sm_90, sm_100 and sm_120 and run on the host in a",
+            "GPU's place, never on a GPU; `benchmarks/gpu.py` holds the predictions and measures all of this in one go.",
+        ]
+    return list(itertools.chain.from_iterable(card(result) for result in results))
+
+
+def card(result: dict) -> list[str]:
+    """Return the times on one card."""
+    rows = [
+        [
+            *(f"{row[name]:,}" for name in ("d", "M", "N")),
+            f"{row['seconds'] * 1e3:.3g} ms",
+            f"{row['share_of_fma_rate']:.0%}",
+            f"{row['times_elementwise']:.0f}",
+            f"{row['float32_seconds'] * 1e3:.3g} ms",
+        ]
+        for row in result["rows"]
+    ]
+    head = ["d", "M", "N", "time", "share of the card's FMA rate", "times CuPy elementwise", "float32"]
+    checks = "; ".join(f"{name}: {found}" for name, found in result["sanitizer"].items())
+    return [
+        f"{result['card']}, arrays on the card, `kl`, medians; its own float64 FMA rate is "
+        f"{result['fma_per_s'] / 1e12:.3g}e12/s, its copies move {result['copied_bytes_per_s'] / 1e12:.3g}e12 bytes/s.",
+        "",
+        *table(head, rows),
+        "",
+        f"Largest difference from the CPU over the case table: {max(result['agreement'].values()):.1g}. "
+        f"compute-sanitizer: {checks}.",
+        f"Driver {result['driver']}, CUDA {result['cuda_runtime']}, CuPy {result['cupy']}; kernels {result['kernels']}.",
+        f"Measured {result['date']} at commit {result['commit'][:12]}.",
+        "",
     ]
 
 
@@ -279,10 +317,14 @@ def updated(text: str, name: str) -> str:
     path = ROOT / "benchmarks" / "results" / f"{name}.json"
     if not path.exists():
         raise SystemExit(f"benchmarks/results/{name}.json is missing: run its script in benchmarks/")
+    return rewritten(text, name, SECTIONS[name](json.loads(path.read_text(encoding="utf-8"))))
+
+
+def rewritten(text: str, name: str, lines: list[str]) -> str:
+    """Return the README with other lines in one section."""
     begin, end = f"<!-- {name}.json: written by benchmarks/report.py -->", f"<!-- {name}.json: end -->"
     before, rest = text.split(begin)
     after = rest.split(end)[1]
-    lines = SECTIONS[name](json.loads(path.read_text(encoding="utf-8")))
     return "\n".join([before + begin, *lines, end + after])
 
 
@@ -292,6 +334,8 @@ def main() -> int:
     old = new = path.read_text(encoding="utf-8")
     for name in SECTIONS:
         new = updated(new, name)
+    cards = sorted((ROOT / "benchmarks" / "results").glob("gpu-*.json"))
+    new = rewritten(new, "gpu", gpu([json.loads(path.read_text(encoding="utf-8")) for path in cards]))
     if "--check" not in sys.argv[1:]:
         path.write_text(new, encoding="utf-8")
     elif new != old:

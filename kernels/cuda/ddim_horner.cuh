@@ -84,11 +84,12 @@ struct EntropySum {
     int64 exponent;
 };
 
-DEVICE void add_entropies(EntropySum &s, const double *q, const double *w) {
+// `plain` tells that all weights are 1.
+DEVICE void add_entropies(EntropySum &s, const double *q, const double *w, bool plain) {
     double terms[BATCH];
     UNROLL for (int j = 0; j < BATCH; j++) {
         double z = q[j] - 1.0;
-        if (w[j] != 1.0 || fabs(z) < NEAR) {
+        if (!plain || fabs(z) < NEAR) {
             terms[j] = w[j] * excess(z, q[j]);
         } else {
             terms[j] = z;
@@ -209,7 +210,7 @@ DEVICE void slice_sum(const double *eigenvalues, const double *weights, const do
         if (metric == REVERSE_KL) {
             UNROLL for (int j = 0; j < BATCH; j++) u[j] = quotient(1.0, u[j]);
         }
-        add_entropies(entropy, u, w);
+        add_entropies(entropy, u, w, weights == nullptr && begin + BATCH <= at.end);
     }
     partial[at.row * candidates + at.candidate] = metric < JEFFREYS ? entropy_total(entropy) : total;
 }
