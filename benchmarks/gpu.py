@@ -15,9 +15,9 @@ Predictions, written before anything was measured (H100 SXM: 132 multiprocessors
 
 - floor: 2 x 16 multiply-adds for each of 1e9 ratios, 1.9 ms; bytes: 8 MB of eigenvalues and 31 MB of sums, nothing;
 - float64 operations of a ratio beside the 32: 2 products of chunks, 1 square, 22 products and a division of 8
-  operations shared by 8 ratios, 5 for scale and target, 4 for q - 1, its size, the sum and the product of ratios: 16 more. So 67 %
-  of the multiply-add rate if those alone bound it: 2.9 ms. Some 40 integer operations a ratio take the issue slots
-  that float64, at half rate, leaves free, and about fill them: 55 % is the pessimist's figure;
+  operations shared by 8 ratios, 5 for scale and target, 4 for q - 1, its size, the sum and the product of ratios:
+  16 more. So 67 % of the multiply-add rate if those alone bound it: 2.9 ms. Some 40 integer operations a ratio take
+  the issue slots that float64, at half rate, leaves free, and about fill them: 55 % is the pessimist's figure;
 - 208 registers: 2 blocks of 128 threads a multiprocessor, 2 warps a scheduler with 16 independent chains each, enough
   to hide the latency of a multiply-add;
 - other kernels of the call (polynomials 30 us, sums 20 us, the check of rounding errors 30 us): under 0.1 ms;

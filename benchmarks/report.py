@@ -76,8 +76,8 @@ def gpu(results: list[dict]) -> list[str]:
     """Return what was measured on each card, or that nothing was."""
     if not results:
         return [
-            "GPU: not measured. The kernels have been compiled for sm_80, sm_90, sm_100 and sm_120 and run on the host in a",
-            "GPU's place, never on a GPU; `benchmarks/gpu.py` holds the predictions and measures all of this in one go.",
+            "GPU: not measured. The kernels have been compiled for sm_80, sm_90, sm_100 and sm_120 and run on a host",
+            "in a GPU's place, never on a GPU; `benchmarks/gpu.py` holds the predictions and measures all in one go.",
         ]
     return list(itertools.chain.from_iterable(card(result) for result in results))
 
@@ -104,7 +104,8 @@ def card(result: dict) -> list[str]:
         "",
         f"Largest difference from the CPU over the case table: {max(result['agreement'].values()):.1g}. "
         f"compute-sanitizer: {checks}.",
-        f"Driver {result['driver']}, CUDA {result['cuda_runtime']}, CuPy {result['cupy']}; kernels {result['kernels']}.",
+        f"Driver {result['driver']}, CUDA {result['cuda_runtime']}, CuPy {result['cupy']}.",
+        f"Kernels {result['kernels']}.",
         f"Measured {result['date']} at commit {result['commit'][:12]}.",
         "",
     ]
