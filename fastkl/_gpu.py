@@ -63,25 +63,46 @@ class DeviceSpectrum:
 
 
 class Copies:
-    """Device copies of read-only arrays, kept as long as those arrays are."""
+    """What was made on devices from read-only arrays of the host, kept as long as those arrays are."""
 
     def __init__(self) -> None:
-        self._kept: dict[tuple[int, ...], tuple[list[Any], DeviceSpectrum]] = {}
+        self._kept: dict[tuple[int, ...], tuple[list[Any], Any]] = {}
 
-    def spectrum(self, device: Any, eigenvalues: Array, weights: Array | None) -> DeviceSpectrum:
-        """Return a spectrum on the device."""
-        arrays = [array for array in (eigenvalues, weights) if array is not None]
-        key = (id(device), *(id(array) for array in arrays))
+    def made(self, device: Any, arrays: list[Array], make: Callable[[], Any]) -> Any:
+        """Return make(), or what it returned for these arrays on this device before."""
+        key = (id(device), id(make.__code__), *(id(array) for array in arrays))
         found = self._kept.get(key)
         if found is not None and all(ref() is array for ref, array in zip(found[0], arrays, strict=True)):
             return found[1]
-        made = DeviceSpectrum(
-            device, device.upload(eigenvalues), None if weights is None else device.upload(weights)
-        )
+        result = make()
         if not any(array.flags.writeable for array in arrays):
             refs = [weakref.ref(array, lambda _, key=key: self._kept.pop(key, None)) for array in arrays]
-            self._kept[key] = refs, made
-        return made
+            self._kept[key] = refs, result
+        return result
+
+    def spectrum(self, device: Any, eigenvalues: Array, weights: Array | None) -> DeviceSpectrum:
+        """Return a spectrum on the device."""
+
+        def make() -> DeviceSpectrum:
+            on_device = None if weights is None else device.upload(weights)
+            return DeviceSpectrum(device, device.upload(eigenvalues), on_device)
+
+        arrays = [eigenvalues] if weights is None else [eigenvalues, weights]
+        result: DeviceSpectrum = self.made(device, arrays, make)
+        return result
+
+    def mean_weights(self, chunk: Chunk, mean: Array, counts: Array | None) -> Any:
+        """Return the squares of a mean times the counts of its spectrum, on the device of a chunk."""
+        device, data = chunk.device, chunk.data
+
+        def make() -> Any:
+            out = device.empty(data.size)
+            device.launch(
+                "mean_weights", data.size, device.upload(mean), data.weights, np.int64(data.size), out
+            )
+            return out
+
+        return self.made(device, [mean] if counts is None else [mean, counts], make)
 
 
 COPIES = Copies()
@@ -193,16 +214,22 @@ class Chunk:
         self.device.launch("ddim_finish", self.candidates, sums, share, self.levels, self.data.whole, *self.sizes[1:],
                            self.prior, np.int32(METRICS[metric]), np.float64(square), out)  # fmt: skip
 
-    def variances(self, out: Any) -> None:
-        """Write output variances to out (M, d)."""
+    def valid(self) -> Any:
+        """Return which candidates keep the rules, (M,)."""
+        out = self.device.empty(self.candidates)
+        self.device.launch("ddim_check", self.candidates, self.levels, self.data.whole, *self.sizes[1:], out)
+        return out
+
+    def variances(self, out: Any, valid: Any | None = None) -> None:
+        """Write output variances to out (M, d), NaN for candidates that are not valid."""
         self.device.launch("ddim_variances", self.candidates * self.data.size, self.data.eigenvalues, self.levels,
-                           *self.expanded(), self.data.whole, *self.sizes, np.int64(self.degree),
+                           *self.expanded(), valid, *self.sizes, np.int64(self.degree),
                            np.int64(self.chunks), self.prior, out)  # fmt: skip
 
-    def level_variances(self, out: Any) -> None:
-        """Write the variances at every level to out (M, N+1, d)."""
+    def level_variances(self, out: Any, valid: Any | None = None) -> None:
+        """Write the variances at every level to out (M, N+1, d), NaN for candidates that are not valid."""
         self.device.launch("ddim_level_variances", self.candidates * self.data.size, self.data.eigenvalues,
-                           self.levels, self.data.whole, *self.sizes, self.prior, out)  # fmt: skip
+                           self.levels, valid, *self.sizes, self.prior, out)  # fmt: skip
 
 
 def polynomials(steps: int) -> tuple[int, int]:
@@ -274,11 +301,11 @@ def mean_term(
 ) -> Array:
     """Return what a mean adds to reverse_kl, w2, or `exact` kl; undefined where the first level is inf."""
     del threads
-    weights = np.square(mean) if counts is None else counts * np.square(mean)
-    return from_host(
-        eigenvalues, weights, levels, prior,
-        lambda chunk: chunk.mean_term(metric, chunk.data.weights), np.shape(levels)[:1],
-    )  # fmt: skip
+
+    def evaluate(chunk: Chunk) -> Any:
+        return chunk.mean_term(metric, COPIES.mean_weights(chunk, mean, counts))
+
+    return from_host(eigenvalues, counts, levels, prior, evaluate, np.shape(levels)[:1])
 
 
 def from_host(

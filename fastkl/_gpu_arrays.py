@@ -7,7 +7,6 @@ the levels that the host evaluates, so those copy their arguments to the host fi
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +15,7 @@ import numpy as np
 from fastkl import _gpu, _gpu_device
 from fastkl._dispatch import is_device_array
 from fastkl._gpu import Chunk, DeviceSpectrum
+from fastkl.evaluate import squared_norm
 from fastkl.spectrum import Spectrum
 
 __all__ = ["DeviceCall", "checked_array", "refuse_mixed"]
@@ -81,11 +81,11 @@ class DeviceCall:
             return DeviceSpectrum(self.device, self.eigenvalues, None)
         return _gpu.COPIES.spectrum(self.device, self.spectrum.eigenvalues, self.spectrum.counts)
 
-    def on_host(self) -> tuple[Spectrum, Any]:
-        """Return the spectrum, checked, and the levels as arrays of the host: this waits for the stream."""
+    def on_host(self) -> tuple[Any, Any]:
+        """Return the spectrum and the levels on the host: this waits for the stream."""
         with self.device:
             levels = self.device.download(self.levels)
-            spectrum = self.spectrum or Spectrum(self.device.download(self.eigenvalues))
+            spectrum = self.device.download(self.eigenvalues) if self.spectrum is None else self.spectrum
         return spectrum, levels
 
     def returned(self, values: Any) -> Any:
@@ -102,55 +102,37 @@ class DeviceCall:
 
     def divergence(self, metric: str, prior: str, precision: str) -> Any:
         """Return the divergence of every candidate by DDIM."""
-        mean, square = None, 0.0
-        terms = ("kl", "reverse_kl") if metric == "jeffreys" else (metric,)
-        if self.spectrum is not None and self.spectrum.mean is not None and self.spectrum.mean.any():
-            with self.device:
-                mean, norm = mean_weights(self.device, self.spectrum)
-            if "kl" in terms and prior != "exact":
-                square = norm
-                terms = tuple(term for term in terms if term != "kl")
+        terms, square = self.mean_terms(metric, prior)
 
         def write(chunk: Chunk, out: Any) -> None:
-            sums = chunk.divergence(metric, precision)
-            share = None
-            if mean is not None and terms:
-                parts = [chunk.mean_term(term, mean) for term in terms]
-                share = parts[0] if len(parts) == 1 else _gpu.stacked_sum(self.device, parts)
+            sums, share = chunk.divergence(metric, precision), None
+            if terms:
+                weights = _gpu.COPIES.mean_weights(chunk, self.spectrum.mean, self.spectrum.counts)
+                share = _gpu.stacked_sum(self.device, [chunk.mean_term(term, weights) for term in terms])
             chunk.finish(sums, share, metric, square, out)
 
         return self.run(prior, (), write)
 
+    def mean_terms(self, metric: str, prior: str) -> tuple[tuple[str, ...], float]:
+        """Return the metrics whose shares of the mean are sums over ratios, and the squared norm if kl's is not."""
+        data = self.spectrum
+        if data is None or data.mean is None or not data.mean.any():
+            return (), 0.0
+        terms = ("kl", "reverse_kl") if metric == "jeffreys" else (metric,)
+        if "kl" in terms and prior != "exact":
+            return tuple(term for term in terms if term != "kl"), squared_norm(data)
+        return terms, 0.0
+
     def output_variance(self, prior: str) -> Any:
         """Return the variance of y at the last level."""
-        return self.run(prior, (self.dim,), lambda chunk, out: chunk.variances(out))
+        return self.run(prior, (self.dim,), lambda chunk, out: chunk.variances(out, chunk.valid()))
 
     def trajectory(self, prior: str) -> Any:
         """Return the variance of y at every level."""
         shape = int(self.levels.shape[1]), self.dim
-        return self.run(prior, shape, lambda chunk, out: chunk.level_variances(out))
+        return self.run(prior, shape, lambda chunk, out: chunk.level_variances(out, chunk.valid()))
 
     @property
     def dim(self) -> int:
         """Number of eigenvalues."""
         return len(self.spectrum) if self.spectrum is not None else int(self.eigenvalues.shape[0])
-
-
-_means: dict[tuple[int, int], tuple[Any, Any, float]] = {}
-
-
-def mean_weights(device: Any, spectrum: Spectrum) -> tuple[Any, float]:
-    """Return the squares of the mean times the counts on the device, and their sum; kept as long as the mean is."""
-    mean, counts = spectrum.mean, spectrum.counts
-    assert mean is not None
-    key = id(device), id(mean)
-    found = _means.get(key)
-    if found is None or found[0]() is not mean:
-        squares = np.square(mean) if counts is None else counts * np.square(mean)
-        found = (
-            weakref.ref(mean, lambda _: _means.pop(key, None)),
-            device.upload(squares),
-            float(squares.sum()),
-        )
-        _means[key] = found
-    return found[1:]

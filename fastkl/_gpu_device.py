@@ -22,6 +22,7 @@ from fastkl._gpu_source import FLAGS, OLDEST, digest, unit
 
 __all__ = ["BLOCK", "CupyDevice", "current_device", "device_of", "missing"]
 
+PROBE = "group_sums"  # a kernel that is asked for to have the module loaded
 BLOCK = 128  # threads of a block, as the kernels' launch bounds have it
 DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 
@@ -148,12 +149,12 @@ class CupyDevice:
         for path in ahead_of_time(folder, digest(source), capability):
             module = self._cupy.RawModule(path=str(path))
             try:
-                module.compile()
+                module.get_function(PROBE)  # loads it
                 return module, f"compiled ahead of time ({path.name})"
             except Exception as error:  # an older driver does not read a newer compiler's PTX
                 reason = f"{path.name} was refused: {error}"
         module = self._cupy.RawModule(code=source, options=FLAGS)
-        module.compile()
+        module.get_function(PROBE)
         return module, f"compiled by CuPy at first use ({reason})"
 
 

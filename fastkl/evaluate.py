@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastkl._candidates import candidate_levels
-from fastkl._dispatch import BACKENDS, backend_for, is_device_array
+from fastkl._placement import PRIORS, device_call, is_ddim, kernels_for, refuse_float32
 from fastkl._sampler_base import Sampler
 from fastkl._sampler_dispatch import checked_sampler, sampler_kernels
 from fastkl._stand_in import doubtful, stand_in
 from fastkl._threads import thread_count
 from fastkl._validation import choice, real_number
-from fastkl.samplers import get
 from fastkl.spectrum import Spectrum, as_spectrum
-
-if TYPE_CHECKING:
-    from fastkl._gpu_arrays import DeviceCall
 
 __all__ = ["METRICS", "PRECISIONS", "PRIORS", "divergence", "output_variance", "trajectory"]
 
 METRICS = ("kl", "reverse_kl", "jeffreys", "w2")
-PRIORS = ("vp", "ve", "flow", "exact")
 PRECISIONS = ("float64", "float32")
 
 Array = NDArray[np.float64]
@@ -82,7 +77,7 @@ def divergence(
         could be larger are evaluated exactly.
     num_threads : int, optional
         Threads for this call. Default: the environment variable FASTKL_NUM_THREADS, else all CPUs the process may use.
-        The result has the same bits for any number.
+        The result has the same bits for any number; a GPU does not use them.
     precision : {"float64", "float32"}
         "float32" is for DDIM on GPUs with slow float64: relative error below 1e-5 where ``kl`` is at least 1e-3 a
         direction, for eigenvalues in [1e-12, 1e12] and non-zero sigmas in [1e-4, 1e5].
@@ -155,44 +150,6 @@ def divergence(
     if call is not None:
         return call.returned(values)
     return float(values[0]) if single else values
-
-
-def is_ddim(sampler: Any) -> bool:
-    """Return whether a name or an object means DDIM with eta = 0."""
-    return get(sampler).is_ddim
-
-
-def device_call(
-    spectrum: Any, sigmas: Any, sampler: Any, prior: Any, backend: Any, num_threads: Any
-) -> DeviceCall | None:
-    """Return the call that arrays on a device mean, or None for arrays of the host, for which CuPy is not imported.
-
-    What does not depend on values is checked first, as it is for arrays of the host.
-    """
-    choice("backend", backend, BACKENDS)
-    if not (is_device_array(spectrum) or is_device_array(sigmas)):
-        return None
-    get(sampler)
-    choice("prior", prior, PRIORS)
-    thread_count(num_threads)
-    from fastkl import _gpu_arrays
-
-    _gpu_arrays.refuse_mixed(spectrum, sigmas, backend)
-    return _gpu_arrays.DeviceCall(spectrum, sigmas)
-
-
-def kernels_for(backend: str, data: Spectrum, levels: Array, outputs: int, threads: int) -> Any:
-    """Return the backend's module for a problem of the host's arrays whose result has `outputs` elements."""
-    work = float(len(data)) * levels.shape[0] * (levels.shape[1] - 1)
-    return backend_for(backend, work, 8.0 * (len(data) + levels.size + outputs), threads)
-
-
-def refuse_float32(precision: str, kernels: Any, rule: Sampler) -> None:
-    """Raise if float32 is asked for where there are no kernels for it."""
-    if precision == "float32" and not (rule.is_ddim and kernels.__name__ == "fastkl._gpu"):
-        raise ValueError(
-            "precision = 'float32': only DDIM on a GPU has it (backend 'gpu', or arrays on a GPU)"
-        )
 
 
 def evaluated(

@@ -63,6 +63,7 @@ def fused():
 @cache
 def library():
     """Build the sources, or take what was built from the same text with the same flags, and load them."""
+    assert COMPILER, "these tests need a C++ compiler: g++ or clang++, or its name in CXX"
     flags = [*FLAGS, *fused(), *shlex.split(os.environ.get("FASTKL_EMULATION_FLAGS", ""))]
     source = host_source()
     key = hashlib.sha256("\n".join([source, str(COMPILER), *flags]).encode()).hexdigest()[:24]

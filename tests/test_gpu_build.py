@@ -240,7 +240,8 @@ class FakeModule:
     def __init__(self, refused, **made):
         self.made, self.refused = made, refused
 
-    def compile(self):
+    def get_function(self, name):
+        assert name in instances(SOURCE)
         if "path" in self.made and self.refused:
             raise RuntimeError("unsupported PTX version")
 

@@ -94,9 +94,16 @@ KERNEL ddim_finish(const double *RESTRICT sums, const double *RESTRICT share, co
     out[m] = defined(mine, steps, whole, metric) ? value : quiet_nan();
 }
 
-// Output variances, out (M, d).
+// Whether each candidate keeps the rules, valid (M,): 1 or 0.
+KERNEL ddim_check(const double *RESTRICT levels, const double *RESTRICT whole, int64 candidates, int64 steps,
+                  double *RESTRICT valid) {
+    int64 m = thread_index();
+    if (m < candidates) valid[m] = defined(levels + m * (steps + 1), steps, whole, W2) ? 1.0 : 0.0;
+}
+
+// Output variances, out (M, d); NaN where `valid` is 0. It is null where the host has checked.
 KERNEL ddim_variances(const double *RESTRICT eigenvalues, const double *RESTRICT levels, const double *RESTRICT q,
-                      const double *RESTRICT p, const double *RESTRICT whole, int64 size, int64 candidates,
+                      const double *RESTRICT p, const double *RESTRICT valid, int64 size, int64 candidates,
                       int64 steps, int64 degree, int64 chunks, int prior, double *RESTRICT out) {
     int64 i = thread_index(), m = i / size;
     if (m >= candidates) return;
@@ -104,18 +111,18 @@ KERNEL ddim_variances(const double *RESTRICT eigenvalues, const double *RESTRICT
     double x = eigenvalues[i % size];
     double value = output_variance(x, mine[0], prior,
                                    gain_by_polynomials(x, q + m, p + m, candidates, (int)degree, chunks));
-    out[i] = defined(mine, steps, whole, W2) ? value : quiet_nan();
+    out[i] = valid == nullptr || valid[m] != 0.0 ? value : quiet_nan();
 }
 
-// Variances at every level, out (M, N+1, d).
+// Variances at every level, out (M, N+1, d), likewise.
 KERNEL ddim_level_variances(const double *RESTRICT eigenvalues, const double *RESTRICT levels,
-                            const double *RESTRICT whole, int64 size, int64 candidates, int64 steps, int prior,
+                            const double *RESTRICT valid, int64 size, int64 candidates, int64 steps, int prior,
                             double *RESTRICT out) {
     int64 i = thread_index(), m = i / size, column = i % size;
     if (m >= candidates) return;
     const double *mine = levels + m * (steps + 1);
     double *mine_out = out + m * (steps + 1) * size + column;
-    if (defined(mine, steps, whole, W2)) {
+    if (valid == nullptr || valid[m] != 0.0) {
         level_variances(eigenvalues[column], mine, steps, prior, size, mine_out);
     } else {
         for (int64 k = 0; k <= steps; k++) mine_out[k * size] = quiet_nan();
@@ -138,6 +145,12 @@ KERNEL ddim_float_sums(const double *RESTRICT eigenvalues, const double *RESTRIC
 KERNEL spectrum_totals(const double *RESTRICT eigenvalues, const double *RESTRICT weights, int64 size,
                        double *RESTRICT out) {
     tile_totals(eigenvalues, weights, size, out);
+}
+
+// The weights with which a mean counts: its squares times the counts, (d,) or null.
+KERNEL mean_weights(const double *RESTRICT mean, const double *RESTRICT counts, int64 size, double *RESTRICT out) {
+    int64 i = thread_index();
+    if (i < size) out[i] = (counts != nullptr ? counts[i] : 1.0) * (mean[i] * mean[i]);
 }
 
 KERNEL group_sums(const double *RESTRICT in, int64 rows, int64 columns, int64 length, double *RESTRICT out) {
