@@ -63,21 +63,26 @@ class DeviceSpectrum:
 
 
 class Copies:
-    """What was made on devices from read-only arrays of the host, kept as long as those arrays are."""
+    """What was made on devices from read-only arrays of the host, kept as long as those arrays are.
+
+    Each stream has its own: CuPy's pool gives memory back to the stream it came from, where it may be written to while
+    another stream still reads it.
+    """
 
     def __init__(self) -> None:
-        self._kept: dict[tuple[int, ...], tuple[list[Any], Any]] = {}
+        self._kept: dict[tuple[Any, ...], tuple[list[Any], Any, Any]] = {}
 
     def made(self, device: Any, arrays: list[Array], make: Callable[[], Any]) -> Any:
         """Return make(), or what it returned for these arrays on this device before."""
-        key = (id(device), id(make.__code__), *(id(array) for array in arrays))
+        key = (id(device), device.stream(), id(make.__code__), *(id(array) for array in arrays))
         found = self._kept.get(key)
         if found is not None and all(ref() is array for ref, array in zip(found[0], arrays, strict=True)):
+            device.wait(found[2])
             return found[1]
         result = make()
         if not any(array.flags.writeable for array in arrays):
             refs = [weakref.ref(array, lambda _, key=key: self._kept.pop(key, None)) for array in arrays]
-            self._kept[key] = refs, result
+            self._kept[key] = refs, result, device.mark()
         return result
 
     def spectrum(self, device: Any, eigenvalues: Array, weights: Array | None) -> DeviceSpectrum:

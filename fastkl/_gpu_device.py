@@ -10,9 +10,9 @@ import ctypes
 import importlib.util
 import json
 import sys
+import threading
 from importlib.resources import files
 from pathlib import Path
-from threading import RLock
 from typing import Any
 
 import numpy as np
@@ -23,10 +23,11 @@ from fastkl._gpu_source import FLAGS, OLDEST, digest, unit
 __all__ = ["BLOCK", "CupyDevice", "current_device", "device_of", "missing"]
 
 PROBE = "group_sums"  # a kernel that is asked for to have the module loaded
+PER_THREAD = 2  # CUDA's number of a thread's own default stream
 BLOCK = 128  # threads of a block, as the kernels' launch bounds have it
 DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 
-_lock = RLock()
+_lock = threading.RLock()
 _devices: dict[int, CupyDevice] = {}
 
 
@@ -80,6 +81,7 @@ class CupyDevice:
         self.number = number
         self.OutOfMemory = cupy.cuda.memory.OutOfMemoryError
         self._module: Any = None
+        self._functions: dict[str, Any] = {}
         self.how = "not loaded"  # how the kernels were compiled
 
     def __enter__(self) -> CupyDevice:
@@ -127,11 +129,33 @@ class CupyDevice:
         free, _ = self._cupy.cuda.runtime.memGetInfo()
         return int(free) + int(self._cupy.get_default_memory_pool().free_bytes())
 
+    def stream(self) -> tuple[int, int]:
+        """Return what tells the current stream from others; a per-thread default stream has one number for all."""
+        number = int(self._cupy.cuda.get_current_stream().ptr)
+        return number, threading.get_ident() if number == PER_THREAD else 0
+
+    def mark(self) -> Any:
+        """Return an event after all that is queued on the current stream."""
+        event = self._cupy.cuda.Event(block=False, disable_timing=True)
+        event.record()
+        return event
+
+    def wait(self, event: Any) -> None:
+        """Have the current stream, not the host, wait for an event: a stream's number may have been another's."""
+        self._cupy.cuda.get_current_stream().wait_event(event)
+
     def launch(self, name: str, count: int, *arguments: Any) -> None:
         """Run a kernel on at least `count` threads; None stands for a null pointer. No threads, no launch."""
         if count > 0:
             values = tuple(np.uint64(0) if value is None else value for value in arguments)
-            self.module().get_function(name)((-(-count // BLOCK),), (BLOCK,), values)
+            self.function(name)((-(-count // BLOCK),), (BLOCK,), values)
+
+    def function(self, name: str) -> Any:
+        """Return a kernel; CuPy's own look-up is slow, so each is looked up once."""
+        found = self._functions.get(name)
+        if found is None:
+            found = self._functions[name] = self.module().get_function(name)
+        return found
 
     def module(self) -> Any:
         """Return the loaded kernels."""
@@ -149,13 +173,18 @@ class CupyDevice:
         for path in ahead_of_time(folder, digest(source), capability):
             module = self._cupy.RawModule(path=str(path))
             try:
-                module.get_function(PROBE)  # loads it
+                load(module)
                 return module, f"compiled ahead of time ({path.name})"
             except Exception as error:  # an older driver does not read a newer compiler's PTX
                 reason = f"{path.name} was refused: {error}"
         module = self._cupy.RawModule(code=source, options=FLAGS)
-        module.get_function(PROBE)
+        load(module)
         return module, f"compiled by CuPy at first use ({reason})"
+
+
+def load(module: Any) -> None:
+    """Have CuPy load a module now: it waits until something is asked of one of its kernels."""
+    assert module.get_function(PROBE).num_regs > 0
 
 
 def source_folder() -> Path:

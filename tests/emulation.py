@@ -115,6 +115,7 @@ class HostDevice:
 
     def __init__(self, memory=1 << 62, claimed=None):
         self.memory, self.claimed = memory, memory if claimed is None else claimed
+        self.current_stream = 0
         self.log, self.failures, self.downloads, self.uploads = [], 0, 0, 0
 
     def __enter__(self):
@@ -147,6 +148,15 @@ class HostDevice:
     def download(self, array):
         self.downloads += 1
         return array.values.copy()
+
+    def stream(self):
+        return self.current_stream
+
+    def mark(self):
+        return self.current_stream, len(self.log)
+
+    def wait(self, event):
+        assert event[0] == self.current_stream
 
     def free_bytes(self):
         return self.claimed

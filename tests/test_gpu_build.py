@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import emulation
+import numpy as np
 import pytest
 
 from fastkl import _gpu_costs, _gpu_device
@@ -242,14 +243,23 @@ class FakeModule:
 
     def get_function(self, name):
         assert name in instances(SOURCE)
+        self.found = name
+        return self
+
+    def __call__(self, *launch):
+        self.launched = self.found, launch
+
+    @property
+    def num_regs(self):
         if "path" in self.made and self.refused:
             raise RuntimeError("unsupported PTX version")
+        return 32
 
 
 def fake_device(capability, refused=False):
     """A CupyDevice on a stand-in for CuPy that loads everything, or refuses files."""
     device = object.__new__(_gpu_device.CupyDevice)
-    device.number, device._module, device.how = 0, None, "not loaded"
+    device.number, device._module, device._functions, device.how = 0, None, {}, "not loaded"
     device._cupy = types.SimpleNamespace(
         RawModule=lambda **made: FakeModule(refused, **made),
         cuda=types.SimpleNamespace(
@@ -278,6 +288,17 @@ def test_the_loader_says_how_the_kernels_came(tmp_path, monkeypatch):
     assert f"{name} was refused: unsupported PTX version" in device.how
     (tmp_path / "built.json").write_text(json.dumps({"digest": "old", "files": [name]}))
     assert "of other sources" in _gpu_device.ahead_of_time_files()
+
+
+def test_a_launch_has_whole_blocks_and_null_pointers():
+    device = fake_device(90)
+    device.launch("group_sums", 129, None, np.int64(3))
+    name, (grid, block, arguments) = device.module().launched
+    assert (name, grid, block) == ("group_sums", (2,), (128,))
+    assert [(type(value), value) for value in arguments] == [(np.uint64, 0), (np.int64, 3)]
+    device.module().launched = None
+    device.launch("group_sums", 0)
+    assert device.module().launched is None
 
 
 # What is missing, and when a GPU pays

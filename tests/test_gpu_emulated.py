@@ -273,6 +273,14 @@ def test_a_spectrum_goes_to_the_device_once(device, metric, prior):
     assert (first.values == second.values).all()
 
 
+def test_each_stream_has_its_own_copy_of_a_spectrum(device):
+    levels, spectrum = on_device([[3.0, 1.0, 0.0]]), fastkl.Spectrum([1.0, 2.0])
+    for stream, uploads in ((1, 1), (2, 2), (1, 2), (2, 2)):
+        device.current_stream = stream
+        fastkl.divergence(spectrum, levels)
+        assert device.uploads == uploads
+
+
 def test_device_copies_die_with_their_spectrum(device):
     levels = on_device([[2.0, 1.0, 0.0]])
     spectrum = fastkl.Spectrum([1.0, 2.0], mean=[1.0, 0.0])
