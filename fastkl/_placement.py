@@ -48,9 +48,14 @@ def device_call(
     return _gpu_arrays.DeviceCall(spectrum, sigmas)
 
 
-def kernels_for(backend: str, data: Spectrum, levels: Array, outputs: int, threads: int) -> Any:
-    """Return the backend's module for a problem of the host's arrays whose result has `outputs` elements."""
-    work = float(len(data)) * levels.shape[0] * (levels.shape[1] - 1)
+def kernels_for(
+    backend: str, data: Spectrum, levels: Array, rule: Sampler, outputs: int, threads: int
+) -> Any:
+    """Return the backend's module for a problem of the host's arrays whose result has `outputs` elements.
+
+    What is known of a card's costs is DDIM's: other samplers do not go there by themselves.
+    """
+    work = float(len(data)) * levels.shape[0] * (levels.shape[1] - 1) if rule.is_ddim else 0.0
     return backend_for(backend, work, 8.0 * (len(data) + levels.size + outputs), threads)
 
 

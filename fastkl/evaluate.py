@@ -139,7 +139,7 @@ def divergence(
     data, levels, single, rule, threads = checked(*where, sampler, prior, num_threads)
     if metric != "w2":
         refuse_zero_eigenvalue(data, levels, metric, isinstance(spectrum, Spectrum))
-    kernels = kernels_for(backend if call is None else "gpu", data, levels, levels.shape[0], threads)
+    kernels = kernels_for(backend if call is None else "gpu", data, levels, rule, levels.shape[0], threads)
     refuse_float32(precision, kernels, rule)
     small = stand_in(data, levels, rtol) if rtol and rule.is_ddim and precision == "float64" else None
     values = evaluated(kernels, small or data, levels, metric, rule, prior, threads, precision)
@@ -279,7 +279,7 @@ def output_variance(
     where = (spectrum, sigmas) if call is None else call.on_host()
     data, levels, single, rule, threads = checked(*where, sampler, prior, num_threads)
     kernels = kernels_for(
-        backend if call is None else "gpu", data, levels, levels.shape[0] * len(data), threads
+        backend if call is None else "gpu", data, levels, rule, levels.shape[0] * len(data), threads
     )
     if rule.is_ddim:
         values = kernels.output_variance(data.eigenvalues, levels, prior, threads)
@@ -354,7 +354,9 @@ def trajectory(
         return call.trajectory(prior)
     where = (spectrum, sigmas) if call is None else call.on_host()
     data, levels, single, rule, threads = checked(*where, sampler, prior, num_threads)
-    kernels = kernels_for(backend if call is None else "gpu", data, levels, levels.size * len(data), threads)
+    kernels = kernels_for(
+        backend if call is None else "gpu", data, levels, rule, levels.size * len(data), threads
+    )
     if rule.is_ddim:
         values = kernels.trajectory(data.eigenvalues, levels, prior, threads)
     else:

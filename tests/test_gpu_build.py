@@ -16,6 +16,7 @@ import emulation
 import numpy as np
 import pytest
 
+import fastkl
 from fastkl import _gpu_costs, _gpu_device
 from fastkl._gpu_source import FLAGS, OLDEST, digest, instances, unit
 
@@ -353,3 +354,12 @@ def test_a_gpu_pays_where_its_costs_say_so(monkeypatch):
     assert not _gpu_costs.gpu_pays(1e9, 1e7, 8)
     monkeypatch.setattr(_gpu_device, "missing", lambda: "no driver")
     assert not _gpu_costs.gpu_pays(1e9, 1e7, 8)
+
+
+def test_auto_asks_the_costs_for_ddim_alone(monkeypatch):
+    asked = []
+    monkeypatch.setattr(_gpu_costs, "gpu_pays", lambda *problem: bool(asked.append(problem)))
+    fastkl.divergence([1.0, 2.0, 3.0], [[3.0, 1.0, 0.0], [4.0, 1.0, 0.0]], num_threads=2)
+    fastkl.divergence([1.0, 2.0, 3.0], [3.0, 1.0, 0.0], sampler="heun")
+    fastkl.divergence([1.0, 2.0, 3.0], [3.0, 1.0, 0.0], backend="cpu")
+    assert asked == [(3 * 2 * 2, 8 * (3 + 6 + 2), 2)]
