@@ -30,6 +30,8 @@ WALKER = """
 #include <tuple>
 #include <utility>
 thread_local long long walked_thread;
+extern "C" double host_quotient(double a, double b) { return quotient(a, b); }
+extern "C" double host_square_root(double x) { return square_root(x); }
 template <class... P, std::size_t... I>
 static void walk(void (*kernel)(P...), long long count, void **arguments, std::index_sequence<I...>) {
     for (walked_thread = 0; walked_thread < count; walked_thread++)
@@ -79,6 +81,13 @@ def library():
         built.rename(path)
         code.unlink()
     return ctypes.CDLL(str(path))
+
+
+def arithmetic(name, *arguments):
+    """quotient or square_root as the kernels have it."""
+    function = getattr(library(), f"host_{name}")
+    function.restype, function.argtypes = ctypes.c_double, [ctypes.c_double] * len(arguments)
+    return function(*arguments)
 
 
 class HostArray:

@@ -109,6 +109,21 @@ def test_layout_fills_a_block_where_there_is_work():
     assert _gpu.Layout.of(3, 50) == _gpu.Layout(4, 8)
 
 
+def test_quotients_and_roots_are_the_nearest_numbers_but_for_rare_last_bits(rng):
+    """The kernels refine a rough inverse of some 20 bits, as the GPU's instruction gives it."""
+    wrong = 0
+    for a, b in 10.0 ** rng.uniform(-140, 140, (5000, 2)):
+        got = emulation.arithmetic("quotient", a, b)
+        assert abs(got - a / b) <= np.spacing(a / b)
+        wrong += got != a / b
+        root = emulation.arithmetic("square_root", a)
+        assert abs(root - np.sqrt(a)) <= np.spacing(np.sqrt(a))
+        wrong += root != np.sqrt(a)
+    assert wrong < 50
+    assert emulation.arithmetic("square_root", 0.0) == 0.0
+    assert emulation.arithmetic("quotient", 0.0, 3.0) == 0.0
+
+
 # Accuracy: what tests/test_accuracy.py sweeps for the CPU, where the GPU's own arithmetic decides.
 
 

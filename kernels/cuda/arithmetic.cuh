@@ -63,26 +63,36 @@ DEVICE double power_of_two(int exponent) {
     return from_bits((int64)(exponent + 1023) << 52);
 }
 
+// 1/b and 1/sqrt(x) to some 20 bits: an instruction of the GPU, which leaves the lower half of the number 0.
+#ifdef __CUDACC__
+DEVICE double rough_inverse(double b) {
+    double r;
+    asm("rcp.approx.ftz.f64 %0, %1;" : "=d"(r) : "d"(b));
+    return r;
+}
+DEVICE double rough_inverse_root(double x) {
+    double r;
+    asm("rsqrt.approx.ftz.f64 %0, %1;" : "=d"(r) : "d"(x));
+    return r;
+}
+#else
+DEVICE double rough_inverse(double b) { return from_bits(as_bits(1.0 / b) & ~0xFFFFFFFFLL); }
+DEVICE double rough_inverse_root(double x) { return from_bits(as_bits(1.0 / sqrt(x)) & ~0xFFFFFFFFLL); }
+#endif
+
 // a/b for finite b within [2^-1021, 2^1021]: to the nearest number but for rare last bits. The compiler's own division has
 // a second, slow path for the rest, a call around which registers are saved.
 DEVICE double quotient(double a, double b) {
-#ifdef __CUDACC__
-    double r;
-    asm("rcp.approx.ftz.f64 %0, %1;" : "=d"(r) : "d"(b));
+    double r = rough_inverse(b);
     r = fma(r, fma(-b, r, 1.0), r);
     r = fma(r, fma(-b, r, 1.0), r);
     double q = a * r;
     return fma(r, fma(-b, q, a), q);
-#else
-    return a / b;
-#endif
 }
 
 // The square root of 0 or of a normal number, likewise.
 DEVICE double square_root(double x) {
-#ifdef __CUDACC__
-    double y;
-    asm("rsqrt.approx.ftz.f64 %0, %1;" : "=d"(y) : "d"(x));
+    double y = rough_inverse_root(x);
     double root = x * y, half = 0.5 * y, rest = fma(-half, root, 0.5);
     root = fma(root, rest, root);
     half = fma(half, rest, half);
@@ -90,9 +100,6 @@ DEVICE double square_root(double x) {
     root = fma(root, rest, root);
     half = fma(half, rest, half);
     return x == 0.0 ? 0.0 : fma(fma(-root, root, x), half, root);
-#else
-    return sqrt(x);
-#endif
 }
 
 // s y r(y) = 2 atanh(s) - 2 s, y = s^2, for |s| <= 0.172.
