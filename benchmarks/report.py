@@ -6,6 +6,7 @@ function beside it, in whichever of FILES has its marks. The README's headlines 
 
 from __future__ import annotations
 
+import itertools
 import json
 import statistics
 import sys
@@ -67,7 +68,45 @@ def evaluation(result: dict) -> list[str]:
         f"{startup['later_call_s'] * 1e6:.0f} us.",
         "",
         *machine(result),
-        "GPU: not measured (no GPU kernels yet).",
+    ]
+
+
+def gpu(results: list[dict]) -> list[str]:
+    """Return what was measured on each card, or that nothing was."""
+    if not results:
+        return [
+            "GPU: not measured. The kernels have been compiled for sm_80, sm_90, sm_100 and sm_120 and run on a host",
+            "in a GPU's place, never on a GPU; `benchmarks/gpu.py` holds the predictions and measures all in one go.",
+        ]
+    return list(itertools.chain.from_iterable(card(result) for result in results))
+
+
+def card(result: dict) -> list[str]:
+    """Return the times on one card."""
+    rows = [
+        [
+            *(f"{row[name]:,}" for name in ("d", "M", "N")),
+            f"{row['seconds'] * 1e3:.3g} ms",
+            f"{row['share_of_fma_rate']:.0%}",
+            f"{row['times_elementwise']:.0f}",
+            f"{row['float32_seconds'] * 1e3:.3g} ms",
+        ]
+        for row in result["rows"]
+    ]
+    head = ["d", "M", "N", "time", "share of the card's FMA rate", "times CuPy elementwise", "float32"]
+    checks = "; ".join(f"{name}: {found}" for name, found in result["sanitizer"].items())
+    return [
+        f"{result['card']}, arrays on the card, `kl`, medians; its own float64 FMA rate is "
+        f"{result['fma_per_s'] / 1e12:.3g}e12/s, its copies move {result['copied_bytes_per_s'] / 1e12:.3g}e12 bytes/s.",
+        "",
+        *table(head, rows),
+        "",
+        f"Largest difference from the CPU over the case table: {max(result['agreement'].values()):.1g}. "
+        f"compute-sanitizer: {checks}.",
+        f"Driver {result['driver']}, CUDA {result['cuda_runtime']}, CuPy {result['cupy']}.",
+        f"Kernels {result['kernels']}.",
+        f"Measured {result['date']} at commit {result['commit'][:12]}.",
+        "",
     ]
 
 
@@ -365,6 +404,8 @@ def main() -> int:
     for name, section in SECTIONS.items():
         updated(new, f"{name}.json", section(results[name]))
     updated(new, "headlines", headlines(results))
+    cards = sorted((ROOT / "benchmarks" / "results").glob("gpu-*.json"))
+    updated(new, "gpu.json", gpu([json.loads(path.read_text(encoding="utf-8")) for path in cards]))
     changed = [file for file in FILES if new[file] != old[file]]
     if "--check" not in sys.argv[1:]:
         for file in changed:

@@ -9,11 +9,14 @@ from threading import RLock
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+
 from fastkl._validation import choice
 
-__all__ = ["BACKENDS", "backend_for"]
+__all__ = ["BACKENDS", "backend_for", "is_device_array"]
 
 BACKENDS = ("auto", "cpu", "gpu")
+CUDA, CUDA_MANAGED = 2, 13  # device types of DLPack
 
 
 class ForkGuard:
@@ -45,10 +48,39 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=GUARD.acquire, after_in_parent=GUARD.release, after_in_child=GUARD.release)
 
 
-def backend_for(backend: Any) -> ModuleType:
-    """Return the module that evaluates validated problems; it is imported here, so that Numba loads on first use."""
-    if choice("backend", backend, BACKENDS) == "gpu":
-        raise RuntimeError("backend = 'gpu': this version of fastkl has no GPU kernels; use 'auto' or 'cpu'")
+def is_device_array(value: Any) -> bool:
+    """Return whether an object holds data on a CUDA device: a CuPy array, a PyTorch CUDA tensor, ..."""
+    if isinstance(value, np.ndarray | list | tuple | str | bytes | int | float) or value is None:
+        return False
+    if hasattr(value, "__cuda_array_interface__"):
+        return True
+    asks = getattr(value, "__dlpack_device__", None)
+    return asks is not None and int(asks()[0]) in (CUDA, CUDA_MANAGED)
+
+
+def backend_for(backend: Any, work: float = 0.0, moved: float = 0.0, threads: int = 1) -> ModuleType:
+    """Return the module that evaluates validated problems; it is imported here, so that Numba loads on first use.
+
+    "auto" is the GPU only where one is there, and its cost was measured and is less for `work` (eigenvalue, step) pairs
+    and `moved` bytes to and from it than that of `threads` threads here.
+    """
+    choice("backend", backend, BACKENDS)
+    if backend == "gpu" or (backend == "auto" and gpu_pays(work, moved, threads)):
+        from fastkl import _gpu_device
+
+        with GUARD.importing:
+            _gpu_device.current_device()  # says what is missing before anything heavy is loaded
+            from fastkl import _gpu
+        return _gpu
     with GUARD.importing:
         from fastkl import _cpu
     return _cpu
+
+
+def gpu_pays(work: float, moved: float, threads: int) -> bool:
+    """Return whether a GPU is there and expected to be faster; nothing is imported where no costs were measured."""
+    if not work:
+        return False
+    from fastkl import _gpu_costs
+
+    return _gpu_costs.gpu_pays(work, moved, threads)

@@ -151,9 +151,13 @@ class Block:
             sums[rows, tiles] = self.precise(metric, rows, tiles, tables)
             done |= redo
 
+    def variances_need_digits(self) -> bool:
+        """Return whether the output's variance is to come from the precise kernel."""
+        return not self.stochastic and bool((self.roundings() > LOST_DIGITS * self.length).any())
+
     def output_variance(self, out: Array, rows: Integers) -> None:
         """Write the variance of y at the last level to out[rows], (M, d)."""
-        precise = not self.stochastic and bool((self.roundings() > LOST_DIGITS * self.length).any())
+        precise = self.variances_need_digits()
         table = read_only(self.program.deviations()) if precise else self.table
         kernel = precise_variances if precise else sampler_variances
         kind = self.noise_form if precise else self.stochastic
@@ -165,8 +169,8 @@ class Block:
 
         self.run(task)
 
-    def trajectory(self, out: Array, rows: Integers) -> None:
-        """Write the variance of y at every level to out[rows], (M, N+1, d)."""
+    def level_variances(self, out: Array, rows: Integers) -> None:
+        """Write the variance of y at every level to out[rows], (M, N+1, d), by the fast kernel."""
         grid = self.program.grid
         grid.flags.writeable = False
 
@@ -176,22 +180,33 @@ class Block:
                                self.program.registers, self.stochastic, t0, t1, out[rows[m]])  # fmt: skip
 
         self.run(task)
+
+    def trajectory(self, out: Array, rows: Integers) -> None:
+        """Write the variance of y at every level to out[rows], (M, N+1, d)."""
+        self.level_variances(out, rows)
         if not self.stochastic:  # the last step to level 0 is where digits can be lost
             self.output_variance(out[:, -1], rows)
+
+
+def row_groups(
+    levels: Array, size: int, table_bytes: int = TABLE_BYTES, partial_sums: int = PARTIAL_SUMS
+) -> Iterator[Integers]:
+    """Cut the candidates into groups of bounded size that end alike, for `size` eigenvalues; yield their rows."""
+    to_zero = levels[:, -1] == 0.0
+    tiles = math.ceil(size / TILE)
+    bytes_each = 8 * 18 * 2 * (2 * levels.shape[1] + 9)  # no sampler has more than 2 N + 9 operations
+    length = max(1, min(table_bytes // bytes_each, partial_sums // tiles))
+    for group in (np.flatnonzero(to_zero), np.flatnonzero(~to_zero)):
+        for begin in range(0, group.size, length):
+            yield group[begin : begin + length]
 
 
 def blocks(
     data: Spectrum, levels: Array, sampler: Sampler, prior: str, threads: int
 ) -> Iterator[tuple[Integers, Block]]:
-    """Cut the candidates into blocks of bounded size that end alike; yield their rows, and the blocks."""
-    to_zero = levels[:, -1] == 0.0
-    tiles = math.ceil(len(data) / TILE)
-    bytes_each = 8 * 18 * 2 * (2 * levels.shape[1] + 9)  # no sampler has more than 2 N + 9 operations
-    length = max(1, min(TABLE_BYTES // bytes_each, PARTIAL_SUMS // tiles))
-    for group in (np.flatnonzero(to_zero), np.flatnonzero(~to_zero)):
-        for begin in range(0, group.size, length):
-            rows = group[begin : begin + length]
-            yield rows, Block(data, levels[rows], sampler, prior, threads)
+    """Yield the rows of groups of candidates, and their blocks."""
+    for rows in row_groups(levels, len(data)):
+        yield rows, Block(data, levels[rows], sampler, prior, threads)
 
 
 def divergence(

@@ -37,8 +37,12 @@ def checked_sampler(sampler: Any, levels: NDArray[np.float64]) -> Sampler:
     return found
 
 
-def sampler_kernels() -> ModuleType:
-    """Return the module that evaluates any sampler; it is imported here, so that Numba loads on first use."""
+def sampler_kernels(kernels: ModuleType) -> ModuleType:
+    """Return the module that evaluates any sampler where `kernels` evaluates DDIM; it is imported here."""
     with GUARD.importing:
+        if kernels.__name__ == "fastkl._gpu":
+            from fastkl import _gpu_sampler
+
+            return _gpu_sampler
         from fastkl import _sampler_cpu
     return _sampler_cpu

@@ -6,23 +6,34 @@ import time
 
 import numpy as np
 
+from fastkl._validation import choice
 from fastkl.evaluate import METRICS, divergence, output_variance, trajectory
 from fastkl.spectrum import Spectrum
 
 __all__ = ["warmup"]
 
 
-def warmup() -> float:
-    """Compile every CPU kernel now, or load it if it is in the cache on disk.
+def warmup(*, backend: str = "cpu") -> float:
+    """Compile every kernel of a backend now, or load it if it is in the cache on disk.
 
     Without it the first call of each kind does this. Every metric, the pair arithmetic that nearly exact schedules
     need, counts, a mean, `output_variance` and `trajectory` are evaluated once on tiny problems, for each kind of
     sampler.
 
+    Parameters
+    ----------
+    backend : {"cpu", "gpu"}
+        Whose kernels. "gpu" loads what was compiled ahead of time or has CuPy compile it, which keeps it on disk.
+
     Returns
     -------
     float
         Seconds that it took.
+
+    Raises
+    ------
+    RuntimeError
+        If `backend` is "gpu" and the package, the driver or the device is missing.
 
     Notes
     -----
@@ -36,6 +47,19 @@ def warmup() -> float:
     True
     """
     began = time.perf_counter()
+    choice("backend", backend, ("cpu", "gpu"))
+    if backend == "gpu":
+        from fastkl import _gpu_device
+
+        with _gpu_device.current_device() as device:
+            device.module()
+    else:
+        run_all_kernels()
+    return time.perf_counter() - began
+
+
+def run_all_kernels() -> None:
+    """Evaluate tiny problems that use every CPU kernel."""
     coarse = np.array([[10.0, 1.0, 0.0], [20.0, 2.0, 0.0]])
     fine = np.geomspace(1.001, 1.0, 3)  # loses next to nothing: the divergence cancels unless pairs are used
     plain = np.array([2.0, 1.0])
@@ -43,8 +67,8 @@ def warmup() -> float:
     for metric in METRICS:
         for prior in ("vp", "exact"):
             for spectrum in (plain, full):
-                divergence(spectrum, coarse, metric, prior=prior)
-                divergence(spectrum, fine, metric, prior=prior)
+                divergence(spectrum, coarse, metric, prior=prior, backend="cpu")
+                divergence(spectrum, fine, metric, prior=prior, backend="cpu")
     for sampler in (
         "ddim",
         "plms",
@@ -56,4 +80,3 @@ def warmup() -> float:
         output_variance(plain, coarse, sampler=sampler)
         trajectory(plain, coarse, sampler=sampler)
     output_variance(np.array([1e-9]), coarse, sampler="lms")  # so small that the precise kernel is asked
-    return time.perf_counter() - began

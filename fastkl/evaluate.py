@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastkl._candidates import candidate_levels
-from fastkl._dispatch import backend_for
+from fastkl._placement import PRIORS, device_call, is_ddim, kernels_for, refuse_float32
 from fastkl._sampler_base import Sampler
 from fastkl._sampler_dispatch import checked_sampler, sampler_kernels
 from fastkl._stand_in import doubtful, stand_in
@@ -16,10 +16,10 @@ from fastkl._threads import thread_count
 from fastkl._validation import choice, real_number
 from fastkl.spectrum import Spectrum, as_spectrum
 
-__all__ = ["METRICS", "PRIORS", "divergence", "output_variance", "trajectory"]
+__all__ = ["METRICS", "PRECISIONS", "PRIORS", "divergence", "output_variance", "trajectory"]
 
 METRICS = ("kl", "reverse_kl", "jeffreys", "w2")
-PRIORS = ("vp", "ve", "flow", "exact")
+PRECISIONS = ("float64", "float32")
 
 Array = NDArray[np.float64]
 
@@ -34,6 +34,7 @@ def divergence(
     rtol: float = 0.0,
     *,
     num_threads: int | None = None,
+    precision: str = "float64",
 ) -> Any:
     r"""Divergence between Gaussian data and what a sampler makes of noise, for each candidate schedule of levels.
 
@@ -66,7 +67,9 @@ def divergence(
         Variance v_0 of the first state y = x/alpha: ``vp`` 1 + s_0^2, ``ve`` s_0^2, ``flow`` (1 + s_0)^2, ``exact``
         lambda_i + s_0^2. At s_0 = inf all agree. Every prior has mean 0.
     backend : {"auto", "cpu", "gpu"}
-        Where to compute. This version has CPU kernels only: "auto" is "cpu".
+        Where to compute. "auto" is where the arrays are: a GPU for CuPy arrays and others with
+        ``__cuda_array_interface__`` or DLPack on a CUDA device, else the CPU, or a GPU if one is there whose costs were
+        measured and the work repays the transfer. "gpu" takes arrays of the host there and back.
     rtol : float
         Relative error allowed, within [0, 1). 0 evaluates every eigenvalue. Above 0 the spectrum's compression
         (`Spectrum.compress`) is evaluated instead where that pays: for many candidates, or once it is there. It is kept
@@ -74,12 +77,16 @@ def divergence(
         could be larger are evaluated exactly.
     num_threads : int, optional
         Threads for this call. Default: the environment variable FASTKL_NUM_THREADS, else all CPUs the process may use.
-        The result has the same bits for any number.
+        The result has the same bits for any number; a GPU does not use them.
+    precision : {"float64", "float32"}
+        "float32" is for DDIM on GPUs with slow float64: relative error below 1e-5 where ``kl`` is at least 1e-3 a
+        direction, for eigenvalues in [1e-12, 1e12] and non-zero sigmas in [1e-4, 1e5].
 
     Returns
     -------
     float or ndarray, shape (M,)
-        The divergence of each candidate (in nats; for ``w2`` in squared data units); a float for one candidate.
+        The divergence of each candidate (in nats; for ``w2`` in squared data units); a float for one candidate. For
+        arrays on a GPU a CuPy array, shape (M,) or ().
 
     Raises
     ------
@@ -87,10 +94,17 @@ def divergence(
         If an argument has a value or a shape outside the rules above, or an eigenvalue is 0 where the divergence is not
         finite: `metric` is not ``w2`` and a candidate ends at 0. Add a floor (`Spectrum.floored`) or end above 0.
     TypeError
-        If an argument is of the wrong kind.
+        If an argument is of the wrong kind, or one array is on a GPU and the other is not.
+    RuntimeError
+        If `backend` is "gpu" and the package, the driver or the device is missing; the message says which.
 
     Notes
     -----
+    Arrays on a GPU: DDIM is queued on CuPy's current stream and nothing is waited for, so their values cannot raise; a
+    candidate or a spectrum that breaks the rules gives NaN. A `Spectrum` (the way to give counts or a mean) is copied
+    to the GPU in the first call and that copy kept with it. `rtol` plays no part. The coefficients of other
+    samplers are made on the host: there the arguments are copied to the host first, which waits for the stream.
+
     Cost: 2 d M N fused multiply-adds and about 20 more operations for each of the d M ratios; some three
     times as much where the divergence of an eigenvalue is so small that it needs more digits than that gives (about
     3e-8 at N = 10, 2e-6 at N = 100, 2e-4 at N = 1000). Other samplers than DDIM: a division and 2 to 10 multiply-adds
@@ -115,35 +129,49 @@ def divergence(
     >>> round(value, 6)
     0.808473
     """
-    data = as_spectrum("spectrum", spectrum)
-    levels, single = candidate_levels("sigmas", sigmas)
     choice("metric", metric, METRICS)
-    rule = checked_sampler(sampler, levels)
-    choice("prior", prior, PRIORS)
+    choice("precision", precision, PRECISIONS)
+    call = device_call(spectrum, sigmas, sampler, prior, backend, num_threads)
     rtol = real_number("rtol", rtol, at_least=0.0, below=1.0)
+    if call is not None and is_ddim(sampler):
+        return call.divergence(metric, prior, precision)
+    where = (spectrum, sigmas) if call is None else call.on_host()
+    data, levels, single, rule, threads = checked(*where, sampler, prior, num_threads)
     if metric != "w2":
         refuse_zero_eigenvalue(data, levels, metric, isinstance(spectrum, Spectrum))
-    threads = thread_count(num_threads)
-    kernels = backend_for(backend)
-    small = stand_in(data, levels, rtol) if rtol and rule.is_ddim else None
-    values = evaluated(kernels, small or data, levels, metric, rule, prior, threads)
+    kernels = kernels_for(backend if call is None else "gpu", data, levels, rule, levels.shape[0], threads)
+    refuse_float32(precision, kernels, rule)
+    small = stand_in(data, levels, rtol) if rtol and rule.is_ddim and precision == "float64" else None
+    values = evaluated(kernels, small or data, levels, metric, rule, prior, threads, precision)
     if small is not None:
         again = doubtful(small, levels, values, metric, prior)
         if again.any():
             values[again] = evaluated(kernels, data, levels[again], metric, rule, prior, threads)
+    if call is not None:
+        return call.returned(values)
     return float(values[0]) if single else values
 
 
 def evaluated(
-    kernels: Any, data: Spectrum, levels: Array, metric: str, rule: Sampler, prior: str, threads: int
+    kernels: Any,
+    data: Spectrum,
+    levels: Array,
+    metric: str,
+    rule: Sampler,
+    prior: str,
+    threads: int,
+    precision: str = "float64",
 ) -> Array:
     """Return each candidate's divergence on every eigenvalue of `data`, with the mean's share."""
     if rule.is_ddim:
-        values: Array = kernels.divergence(data.eigenvalues, data.counts, levels, metric, prior, threads)
+        options = {} if precision == "float64" else {"precision": precision}
+        values: Array = kernels.divergence(
+            data.eigenvalues, data.counts, levels, metric, prior, threads, **options
+        )
         if data.mean is not None and data.mean.any():
             values += mean_share(kernels, data, levels, metric, prior, threads)
     else:
-        values = sampler_kernels().divergence(data, levels, metric, rule, prior, threads)
+        values = sampler_kernels(kernels).divergence(data, levels, metric, rule, prior, threads)
     if metric != "w2" and levels.shape[1] == 2:
         values[np.isinf(levels[:, 0]) & (levels[:, 1] == 0.0)] = np.inf
     return values
@@ -197,7 +225,8 @@ def output_variance(
     prior: str = "vp",
     *,
     num_threads: int | None = None,
-) -> Array:
+    backend: str = "auto",
+) -> Any:
     r"""Variance of the sampler's output along every eigen-direction.
 
     .. math:: v_i = v_{0,i} \prod_{k<N} \left(\frac{\lambda_i + s_k s_{k+1}}{\lambda_i + s_k^2}\right)^2
@@ -217,15 +246,18 @@ def output_variance(
         Variance of the first state, as in `divergence`.
     num_threads : int, optional
         Threads for this call, as in `divergence`.
+    backend : {"auto", "cpu", "gpu"}
+        Where to compute, as in `divergence`.
 
     Returns
     -------
     ndarray, shape (d,) or (M, d)
-        Variances in squared data units, one for each entry of the spectrum (counts play no part).
+        Variances in squared data units, one for each entry of the spectrum (counts play no part); a CuPy array for
+        arrays on a GPU.
 
     Raises
     ------
-    ValueError, TypeError
+    ValueError, TypeError, RuntimeError
         As `divergence`.
 
     Notes
@@ -243,12 +275,20 @@ def output_variance(
     >>> fastkl.output_variance([4.0, 1.0], [80.0, 5.0, 1.0, 0.0]).round(4)
     array([1.5703, 0.3345])
     """
-    data, levels, single, rule, threads = checked(spectrum, sigmas, sampler, prior, num_threads)
-    values: Array
+    call = device_call(spectrum, sigmas, sampler, prior, backend, num_threads)
+    if call is not None and is_ddim(sampler):
+        return call.output_variance(prior)
+    where = (spectrum, sigmas) if call is None else call.on_host()
+    data, levels, single, rule, threads = checked(*where, sampler, prior, num_threads)
+    kernels = kernels_for(
+        backend if call is None else "gpu", data, levels, rule, levels.shape[0] * len(data), threads
+    )
     if rule.is_ddim:
-        values = backend_for("auto").output_variance(data.eigenvalues, levels, prior, threads)
+        values = kernels.output_variance(data.eigenvalues, levels, prior, threads)
     else:
-        values = sampler_kernels().output_variance(data, levels, rule, prior, threads)
+        values = sampler_kernels(kernels).output_variance(data, levels, rule, prior, threads)
+    if call is not None:
+        return call.returned(values)
     return values[0] if single else values
 
 
@@ -259,7 +299,8 @@ def trajectory(
     prior: str = "vp",
     *,
     num_threads: int | None = None,
-) -> Array:
+    backend: str = "auto",
+) -> Any:
     r"""Variance along every eigen-direction at every level of the reverse process.
 
     .. math:: v_{k+1,i} = v_{k,i} \left(\frac{\lambda_i + s_k s_{k+1}}{\lambda_i + s_k^2}\right)^2
@@ -278,15 +319,18 @@ def trajectory(
         Variance of the first state, as in `divergence`.
     num_threads : int, optional
         Threads for this call, as in `divergence`.
+    backend : {"auto", "cpu", "gpu"}
+        Where to compute, as in `divergence`.
 
     Returns
     -------
     ndarray, shape (N+1, d) or (M, N+1, d)
-        Variances in squared data units, from the prior (inf where the first level is inf) to the output.
+        Variances in squared data units, from the prior (inf where the first level is inf) to the output; a CuPy array
+        for arrays on a GPU.
 
     Raises
     ------
-    ValueError, TypeError
+    ValueError, TypeError, RuntimeError
         As `divergence`.
 
     Notes
@@ -307,12 +351,20 @@ def trajectory(
            [ 1.6],
            [ 0.4]])
     """
-    data, levels, single, rule, threads = checked(spectrum, sigmas, sampler, prior, num_threads)
-    values: Array
+    call = device_call(spectrum, sigmas, sampler, prior, backend, num_threads)
+    if call is not None and is_ddim(sampler):
+        return call.trajectory(prior)
+    where = (spectrum, sigmas) if call is None else call.on_host()
+    data, levels, single, rule, threads = checked(*where, sampler, prior, num_threads)
+    kernels = kernels_for(
+        backend if call is None else "gpu", data, levels, rule, levels.size * len(data), threads
+    )
     if rule.is_ddim:
-        values = backend_for("auto").trajectory(data.eigenvalues, levels, prior, threads)
+        values = kernels.trajectory(data.eigenvalues, levels, prior, threads)
     else:
-        values = sampler_kernels().trajectory(data, levels, rule, prior, threads)
+        values = sampler_kernels(kernels).trajectory(data, levels, rule, prior, threads)
+    if call is not None:
+        return call.returned(values)
     return values[0] if single else values
 
 

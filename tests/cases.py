@@ -12,9 +12,9 @@ METRICS = ("kl", "reverse_kl", "jeffreys", "w2")
 PRIORS = ("vp", "ve", "flow", "exact")
 # Public functions of fastkl.evaluate and the options that each takes.
 FUNCTIONS = {
-    "divergence": ("metric", "sampler", "prior", "backend", "rtol", "num_threads"),
-    "output_variance": ("sampler", "prior", "num_threads"),
-    "trajectory": ("sampler", "prior", "num_threads"),
+    "divergence": ("metric", "sampler", "prior", "backend", "rtol", "num_threads", "precision"),
+    "output_variance": ("sampler", "prior", "num_threads", "backend"),
+    "trajectory": ("sampler", "prior", "num_threads", "backend"),
 }
 
 

@@ -2,15 +2,39 @@
 
 import os
 import zlib
+from collections import Counter
 
 import numpy as np
 import pytest
 
+from fastkl import _gpu_device
+
 SEED = int(os.environ.get("FASTKL_TEST_SEED", "20260113"))
+REQUIRE_GPU = os.environ.get("FASTKL_REQUIRE_GPU", "") == "1"
+gpu_tests = Counter()
 
 
 def pytest_report_header(config):
     return f"fastkl seed: {SEED} (set FASTKL_TEST_SEED to change it)"
+
+
+def pytest_runtest_setup(item):
+    """A test marked `gpu` is skipped and counted where there is none, and fails there with FASTKL_REQUIRE_GPU=1."""
+    if item.get_closest_marker("gpu") is None:
+        return
+    lack = _gpu_device.missing()
+    gpu_tests["run" if lack is None else "skipped"] += 1
+    if lack is not None and REQUIRE_GPU:
+        pytest.fail(f"FASTKL_REQUIRE_GPU=1, but {lack}", pytrace=False)
+    if lack is not None:
+        pytest.skip(f"no GPU: {lack}")
+
+
+def pytest_terminal_summary(terminalreporter):
+    if gpu_tests:
+        run, skipped = gpu_tests["run"], gpu_tests["skipped"]
+        outcome = "failed" if REQUIRE_GPU else "skipped"
+        terminalreporter.write_line(f"GPU tests: {run} run, {skipped} {outcome} for want of a GPU")
 
 
 @pytest.fixture

@@ -123,6 +123,11 @@ BAD_OPTIONS = {
         ("cuda", ValueError, ["backend = 'cuda'", "'auto'", "'cpu'", "'gpu'"]),
         (None, TypeError, ["backend", "None"]),
     ],
+    "precision": [
+        ("float32", ValueError, ["precision = 'float32'", "GPU"]),
+        ("float16", ValueError, ["precision = 'float16'", "'float64'", "'float32'"]),
+        (32, TypeError, ["precision", "32"]),
+    ],
     "rtol": [
         (-1e-3, ValueError, [r"rtol = -0\.001", "at least 0"]),
         (1.0, ValueError, [r"rtol = 1\.0", "below 1"]),
@@ -165,7 +170,8 @@ def test_bad_spectra(case, name):
 @pytest.mark.parametrize(
     ("name", "option"), [(name, option) for name in FUNCTIONS for option in FUNCTIONS[name]]
 )
-def test_bad_options(name, option):
+def test_bad_options(name, option, monkeypatch):
+    monkeypatch.setattr("fastkl._gpu_device.missing", lambda: "there is no driver")  # also where there is one
     for value, exception, fragments in BAD_OPTIONS[option]:
         must_raise(getattr(fastkl, name), (EIGENVALUES, SIGMAS), {option: value}, exception, fragments)
 

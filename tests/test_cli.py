@@ -9,7 +9,7 @@ import pytest
 from cli_calls import FEW, document, run
 
 import fastkl
-from fastkl import NoiseSchedule, Spectrum, discretize
+from fastkl import NoiseSchedule, Spectrum, _gpu_device, discretize
 from fastkl.cli.schedules import NAMES
 
 SCHEDULE = NoiseSchedule.ddpm_linear()
@@ -307,11 +307,21 @@ def test_doctor_finds_a_working_backend(capsys):
     status, out, _ = run(capsys, "doctor")
     report = document(capsys, "doctor")
     assert status == 0
-    assert "no GPU kernels in this version" in out
+    assert "gpu backend" in out
+    lack = _gpu_device.missing()
+    assert report["gpu_backend"] == lack if lack else report["gpu_backend"].startswith("works (")
+    assert "compile" in report["gpu_kernels"]  # ahead of time, or by CuPy at first use
     assert report["fastkl"] == fastkl.__version__
     assert report["numpy"] == np.__version__
     assert report["cpu_backend"] == "works"
     assert report["threads"] >= 1
+
+
+def test_warmup_of_the_gpu_says_what_is_missing(capsys, monkeypatch):
+    monkeypatch.setattr(_gpu_device, "missing", lambda: "there is no NVIDIA driver")
+    status, out, err = run(capsys, "warmup", "--gpu")
+    assert (status, out) == (1, "")
+    assert "backend = 'gpu': no GPU can be used: there is no NVIDIA driver" in err
 
 
 @pytest.mark.parametrize("value", [0.5, ValueError("broken")])

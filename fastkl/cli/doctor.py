@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
         **processor(),
         "threads": threads(),
         "cpu_backend": cpu,
-        "gpu_backend": "no GPU kernels in this version",
+        **check_gpu(),
         **cache(),
     }
     if arguments.json:
@@ -119,6 +119,26 @@ def check_cpu() -> str:
     except Exception as error:  # whatever it is, the user is to see it in the report
         return f"fails: {type(error).__name__}: {error}"
     return "works" if math.isclose(found, expected, rel_tol=1e-10) else f"wrong: {found!r}, not {expected!r}"
+
+
+def check_gpu() -> dict[str, str]:
+    """Return whether the GPU backend works, or what is missing, and how its kernels are compiled."""
+    from fastkl import _gpu_device
+
+    lack = _gpu_device.missing()
+    if lack is not None:
+        return {"gpu_backend": lack, "gpu_kernels": _gpu_device.ahead_of_time_files()}
+    try:
+        from fastkl.evaluate import divergence
+
+        expected = divergence(EIGENVALUES, SIGMAS, backend="cpu")
+        found = divergence(EIGENVALUES, SIGMAS, backend="gpu")
+        device = _gpu_device.current_device()
+    except Exception as error:  # whatever it is, the user is to see it in the report
+        return {"gpu_backend": f"fails: {type(error).__name__}: {error}", "gpu_kernels": "not loaded"}
+    good = math.isclose(found, expected, rel_tol=1e-12)
+    state = f"works ({device.name})" if good else f"wrong: {found!r}, not {expected!r}"
+    return {"gpu_backend": state, "gpu_kernels": device.how}
 
 
 def cache() -> dict[str, Any]:

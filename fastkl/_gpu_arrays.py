@@ -1,0 +1,138 @@
+"""Evaluation of arrays that are on a CUDA device already: shapes and types are checked, values are not waited for.
+
+DDIM runs on the caller's current stream and returns a CuPy array without synchronising. Values cannot raise then: a
+candidate that breaks the rules, or a spectrum that does, makes NaN. The coefficients of other samplers are functions of
+the levels that the host evaluates, so those copy their arguments to the host first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from fastkl import _gpu, _gpu_device
+from fastkl._dispatch import is_device_array
+from fastkl._gpu import Chunk, DeviceSpectrum
+from fastkl.evaluate import squared_norm
+from fastkl.spectrum import Spectrum
+
+__all__ = ["DeviceCall", "checked_array", "refuse_mixed"]
+
+
+def refuse_mixed(spectrum: Any, sigmas: Any, backend: str) -> None:
+    """Raise if one argument is on a device and the other is not, or the CPU is asked for; a Spectrum goes along."""
+    places = [is_device_array(value) for value in (spectrum, sigmas)]
+    if not all(places) and not (places[1] and isinstance(spectrum, Spectrum)):
+        raise TypeError(
+            f"spectrum and sigmas: must both be on the host or both on a GPU, got {full_name(spectrum)} and "
+            f"{full_name(sigmas)}; move one of them (cupy.asarray, cupy.asnumpy)"
+        )
+    if backend == "cpu":
+        raise TypeError(
+            f"sigmas: backend 'cpu' takes arrays on the host, got {full_name(sigmas)}; copy it (cupy.asnumpy) or use "
+            f"backend 'auto'"
+        )
+
+
+def full_name(value: Any) -> str:
+    """Return a type's name with its module's."""
+    return f"{type(value).__module__}.{type(value).__qualname__}"
+
+
+def checked_array(device: Any, name: str, value: Any, ranks: tuple[int, ...]) -> Any:
+    """Return a float64 array on `device`, or raise as the host's check does, but for the values."""
+    array = device.as_array(value)
+    if array.dtype.kind not in "iuf":
+        raise TypeError(
+            f"{name}: must be an array of real numbers, got dtype {array.dtype} ({full_name(value)})"
+        )
+    if array.ndim not in ranks:
+        allowed = " or ".join(f"{rank}-D" for rank in ranks)
+        raise ValueError(f"{name}: must be {allowed}, got shape {tuple(array.shape)}")
+    if array.size < 1:
+        raise ValueError(f"{name}: must have at least 1 element(s), got shape {tuple(array.shape)}")
+    if device.number_of(array) != device.number:
+        raise ValueError(f"{name}: is on device {device.number_of(array)}, sigmas on device {device.number}")
+    return device.as_float64(array)
+
+
+class DeviceCall:
+    """The checked arguments of a call: a spectrum and candidates (M, N+1) on one device."""
+
+    def __init__(self, spectrum: Any, sigmas: Any) -> None:
+        self.device = _gpu_device.device_of(sigmas)
+        self.spectrum = spectrum if isinstance(spectrum, Spectrum) else None
+        with self.device:
+            levels = checked_array(self.device, "sigmas", sigmas, (1, 2))
+            if levels.shape[-1] < 2:
+                raise ValueError(
+                    f"sigmas: must hold at least two levels a candidate (N+1 for N steps), got shape {levels.shape}"
+                )
+            self.single = levels.ndim == 1
+            self.levels = levels.reshape(1, -1) if self.single else levels
+            if self.spectrum is None:
+                self.eigenvalues = checked_array(self.device, "spectrum", spectrum, (1,))
+
+    def data(self) -> DeviceSpectrum:
+        """Return the spectrum on the device; a Spectrum's copy is made in the first call and kept with it."""
+        if self.spectrum is None:
+            return DeviceSpectrum(self.device, self.eigenvalues, None)
+        return _gpu.COPIES.spectrum(self.device, self.spectrum.eigenvalues, self.spectrum.counts)
+
+    def on_host(self) -> tuple[Any, Any]:
+        """Return the spectrum and the levels on the host: this waits for the stream."""
+        with self.device:
+            levels = self.device.download(self.levels)
+            spectrum = self.device.download(self.eigenvalues) if self.spectrum is None else self.spectrum
+        return spectrum, levels
+
+    def returned(self, values: Any) -> Any:
+        """Return what the host computed as an array on the device, without the first axis for a single candidate."""
+        with self.device:
+            return self.device.upload(np.asarray(values[0] if self.single else values))
+
+    def run(self, prior: str, shape: tuple[int, ...], write: Callable[[Chunk, Any], None]) -> Any:
+        """Return an array (M, *shape) that write(chunk, rows) fills, (*shape,) for a single candidate."""
+        with self.device:
+            out = self.device.empty((int(self.levels.shape[0]), *shape))
+            _gpu.on_device(self.device, self.data(), self.levels, prior, write, out)
+            return out.reshape(shape) if self.single else out
+
+    def divergence(self, metric: str, prior: str, precision: str) -> Any:
+        """Return the divergence of every candidate by DDIM."""
+        terms, square = self.mean_terms(metric, prior)
+
+        def write(chunk: Chunk, out: Any) -> None:
+            sums, share = chunk.divergence(metric, precision), None
+            if terms:
+                weights = _gpu.COPIES.mean_weights(chunk, self.spectrum.mean, self.spectrum.counts)
+                share = _gpu.stacked_sum(self.device, [chunk.mean_term(term, weights) for term in terms])
+            chunk.finish(sums, share, metric, square, out)
+
+        return self.run(prior, (), write)
+
+    def mean_terms(self, metric: str, prior: str) -> tuple[tuple[str, ...], float]:
+        """Return the metrics whose shares of the mean are sums over ratios, and the squared norm if kl's is not."""
+        data = self.spectrum
+        if data is None or data.mean is None or not data.mean.any():
+            return (), 0.0
+        terms = ("kl", "reverse_kl") if metric == "jeffreys" else (metric,)
+        if "kl" in terms and prior != "exact":
+            return tuple(term for term in terms if term != "kl"), squared_norm(data)
+        return terms, 0.0
+
+    def output_variance(self, prior: str) -> Any:
+        """Return the variance of y at the last level."""
+        return self.run(prior, (self.dim,), lambda chunk, out: chunk.variances(out, chunk.valid()))
+
+    def trajectory(self, prior: str) -> Any:
+        """Return the variance of y at every level."""
+        shape = int(self.levels.shape[1]), self.dim
+        return self.run(prior, shape, lambda chunk, out: chunk.level_variances(out, chunk.valid()))
+
+    @property
+    def dim(self) -> int:
+        """Number of eigenvalues."""
+        return len(self.spectrum) if self.spectrum is not None else int(self.eigenvalues.shape[0])

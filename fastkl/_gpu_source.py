@@ -1,0 +1,43 @@
+"""The CUDA sources as one text, for whoever compiles them. Standard library only: the build backend loads this file.
+
+One text and not include paths, because what is compiled is kept by its text: CuPy's cache on disk does not notice a
+change in an included file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+
+__all__ = ["FLAGS", "OLDEST", "digest", "instances", "unit"]
+
+FLAGS = ("-std=c++17", "-fmad=false")  # a fused multiply-add is one where it is written
+OLDEST = 80  # compute capability, times ten, that the PTX in a wheel is made for
+MAIN = "fastkl.cu"
+INCLUDE = re.compile(r'^#include "([\w.]+)"\n', re.MULTILINE)
+KERNEL = re.compile(r"^(?:KERNEL|TILE_SUMS\()\s*(\w+)[(,]", re.MULTILINE)
+
+
+def unit(folder: Path) -> str:
+    """Return the text of the main source in `folder` with every file it includes in place, each once."""
+    seen: set[str] = set()
+
+    def text(name: str) -> str:
+        if name in seen:
+            return ""
+        seen.add(name)
+        source = (folder / name).read_text(encoding="utf-8").replace("#pragma once\n", "")
+        return INCLUDE.sub(lambda found: text(found[1]), source)
+
+    return text(MAIN)
+
+
+def digest(source: str) -> str:
+    """Return what tells whether a compiled file belongs to this source."""
+    return hashlib.sha256("\n".join((source, *FLAGS)).encode()).hexdigest()
+
+
+def instances(source: str) -> list[str]:
+    """Return the names of the kernels, sorted."""
+    return sorted(name for name in KERNEL.findall(source) if name != "NAME")
