@@ -6,8 +6,11 @@ import time
 
 import numpy as np
 
+from fastkl._exhaustive import exhaustive
+from fastkl._search import search
 from fastkl._validation import choice
 from fastkl.evaluate import METRICS, divergence, output_variance, trajectory
+from fastkl.schedule import NoiseSchedule
 from fastkl.spectrum import Spectrum
 
 __all__ = ["warmup"]
@@ -18,7 +21,7 @@ def warmup(*, backend: str = "cpu") -> float:
 
     Without it the first call of each kind does this. Every metric, the pair arithmetic that nearly exact schedules
     need, counts, a mean, `output_variance` and `trajectory` are evaluated once on tiny problems, for each kind of
-    sampler.
+    sampler; and there is a tiny compression, search and exhaustive evaluation.
 
     Parameters
     ----------
@@ -80,3 +83,10 @@ def run_all_kernels() -> None:
         output_variance(plain, coarse, sampler=sampler)
         trajectory(plain, coarse, sampler=sampler)
     output_variance(np.array([1e-9]), coarse, sampler="lms")  # so small that the precise kernel is asked
+    full.compress(1e-3)
+    schedule = NoiseSchedule.ddpm_linear(20)
+    for sampler in ("ddim", "heun"):
+        search(plain, schedule, 3, sampler)
+    search(plain, schedule, 3, metric="reverse_kl", prior="exact")
+    search(full, schedule, 3, metric="reverse_kl")  # negative weights: the full table
+    exhaustive(plain, schedule, 2)

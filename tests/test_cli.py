@@ -347,12 +347,25 @@ def test_warmup_compiles_every_signature(capsys):
     assert document(capsys, "warmup")["seconds"] >= 0.0
     seconds = fastkl.warmup()
     assert isinstance(seconds, float)
-    from fastkl.kernels import ddim_compensated, ddim_horner, sampler_deviation, sampler_sums
+    from fastkl.kernels import (
+        cells,
+        ddim_compensated,
+        ddim_horner,
+        paths,
+        sampler_deviation,
+        sampler_sums,
+        step_paths,
+        subsets,
+    )
 
+    searching = [
+        getattr(module, name) for module in (cells, paths, step_paths, subsets) for name in module.__all__
+    ]
     kernels = [ddim_horner.tile_sums, ddim_horner.variances, ddim_horner.level_variances,
                ddim_compensated.compensated_tile_sums, sampler_sums.sampler_sums, sampler_sums.sampler_variances,
                sampler_sums.sampler_levels, sampler_deviation.precise_sums,
-               sampler_deviation.precise_variances]  # fmt: skip
+               sampler_deviation.precise_variances,
+               *(kernel for kernel in searching if callable(kernel))]  # fmt: skip
     before = [list(kernel.signatures) for kernel in kernels]
     assert all(before)
     evaluate_all_kinds()
