@@ -15,8 +15,9 @@ import time
 import numpy as np
 from numpy.typing import NDArray
 
-from fastkl._convex_search import Bounds, ConvexSearch, Outcome, Tangent
+from fastkl._convex_search import ConvexSearch
 from fastkl._objective import Objective
+from fastkl._search_bounds import Bounds, Outcome, Tangent
 from fastkl._threads import run_all, thread_count
 
 __all__ = ["BoundedSearch"]

@@ -15,19 +15,19 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from dataclasses import dataclass, field
 
 import numpy as np
-import scipy.optimize
 from numpy.typing import NDArray
 
 from fastkl._first_levels import first_levels
-from fastkl._grid import Grid, Linearised
+from fastkl._grid import Grid
+from fastkl._hull import corrected
 from fastkl._objective import FORGOTTEN, Objective
 from fastkl._path_moves import PathMoves
 from fastkl._refinement import refined_levels, value_of
+from fastkl._search_bounds import Bounds, Outcome, Tangent
 
-__all__ = ["Bounds", "ConvexSearch", "Outcome", "Tangent"]
+__all__ = ["ConvexSearch"]
 
 Array = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -48,72 +48,6 @@ EDGE_ROUNDING = 4e-15  # in the cost of a step, relative to the logarithms that 
 FULL_TABLE = 4000  # levels up to which negative weights are worth the quadratic table
 MOST_PATHS = 1 << 20
 FIRST_EFFORT, MOST_EFFORT = 1 << 22, 1 << 32  # steps looked at in an enumeration
-SUM_WEIGHT = 1e4  # of the row that makes convex weights add up to 1
-
-
-@dataclass
-class Outcome:
-    """Paths that may be best (level indices), their values, a lower bound, and whether all others are excluded."""
-
-    paths: list[Integers]
-    values: list[float]
-    bound: float = -math.inf
-    complete: bool = False
-    iterations: int = 0
-    seen: set[bytes] = field(default_factory=set)
-
-    def add(self, path: Integers, value: float) -> None:
-        """Take in a path, once."""
-        key = path.tobytes()
-        if key not in self.seen:
-            self.seen.add(key)
-            self.paths.append(path)
-            self.values.append(value)
-
-    @property
-    def best(self) -> float:
-        """The least value found."""
-        return min(self.values, default=math.inf)
-
-    @property
-    def best_path(self) -> Integers:
-        """A path of that value."""
-        return self.paths[int(np.argmin(self.values))]
-
-    @property
-    def gap(self) -> float:
-        """How far the best value may be above the optimum, relative to it."""
-        return (self.best - self.bound) / self.best if self.best > 0.0 else 0.0
-
-
-@dataclass(frozen=True)
-class Tangent:
-    """constant + weights @ y, below F everywhere, its least costs of paths, and its bounds for every start."""
-
-    weights: Array
-    constant: float
-    rounding: float
-    linear: Linearised
-    bounds: Array
-
-
-class Bounds:
-    """For every start the best lower bound of its paths, and the tangent that gives it."""
-
-    def __init__(self, starts: int) -> None:
-        self.least = np.full(starts, -math.inf)
-        self.by = np.full(starts, -1)
-        self.tangents: list[Tangent] = []
-
-    def add(self, tangent: Tangent) -> None:
-        """Keep a tangent if it is the best for some start."""
-        better = tangent.bounds > self.least
-        if better.any() or not self.tangents:
-            self.least[better] = tangent.bounds[better]
-            self.by[better] = len(self.tangents)
-            self.tangents.append(tangent)
-            for i in set(range(len(self.tangents))) - set(self.by.tolist()):
-                self.tangents[i] = self.tangents[-1]  # of no use any more: let its table go
 
 
 class ConvexSearch(PathMoves):
@@ -408,35 +342,3 @@ class ConvexSearch(PathMoves):
             rest -= float(self.offsets[place] @ tangent.weights) + self.constants[place]
             places.append((place, float(rest)))
         return places
-
-
-def corrected(objective: Objective, vertices: Array, constants: Array, shares: Array) -> Array:
-    """Return the convex weights of the vertices that minimise F of their mixture: Newton steps by least squares."""
-    value = float(objective.value(shares @ vertices) + shares @ constants)
-    for _ in range(20):
-        y = shares @ vertices
-        root = np.sqrt(np.maximum(objective.curvature(y), 1e-300))
-        target = root * y - objective.gradient(y) / root
-        rows, aims = vertices * root, target
-        scale = float(np.abs(rows).max())
-        if constants.any():  # the constants are linear in the shares: a coordinate of next to no curvature
-            small = 1e-3 * scale / float(constants.max())
-            rows = np.append(rows, small * constants[:, None], axis=1)
-            aims = np.append(aims, small * float(shares @ constants) - 1.0 / small)
-        rows = np.append(rows, np.full((len(vertices), 1), SUM_WEIGHT * scale), axis=1)
-        found, _ = scipy.optimize.nnls(rows.T, np.append(aims, SUM_WEIGHT * scale))
-        if not found.sum() > 0.0:
-            break
-        direction, step = found / found.sum() - shares, 1.0
-        for _ in range(30):
-            trial = shares + step * direction
-            trial_value = float(objective.value(trial @ vertices) + trial @ constants)
-            if trial_value < value:
-                break
-            step *= 0.5
-        else:
-            break
-        fallen, value, shares = value - trial_value, trial_value, trial
-        if fallen <= 1e-13 * value:
-            break
-    return shares

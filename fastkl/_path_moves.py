@@ -12,7 +12,7 @@ from fastkl._objective import Objective
 from fastkl._refinement import refined_levels
 
 if TYPE_CHECKING:
-    from fastkl._convex_search import Outcome
+    from fastkl._search_bounds import Outcome
 
 __all__ = ["PathMoves"]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -159,18 +159,7 @@ def search(
     spacing = integer("min_spacing", min_spacing)
     setting = Setting(schedule, grid, data.eigenvalues, metric, prior, free_start, visit, spacing)
     wanted = step_numbers(setting, steps)
-    if combine == "worst" and several(spectrum):
-        from fastkl._minimax import Minimax
-
-        solve = Minimax(spectrum, shares, setting).solve
-    elif rule.is_ddim:
-        solve = Problem(data, setting).solve
-    elif rule.one_step and can_be_proved(data, setting):
-        solve = StepProblem(data, setting, rule, sampler).solve
-    else:
-        from fastkl._local_search import LocalSearch
-
-        solve = LocalSearch(data, setting, rule, sampler if isinstance(sampler, str) else None).solve
+    solve = solver(spectrum, data, shares, setting, sampler, combine)
     results = [solve(n, prove, limit) for n in wanted]
     return results if is_several(steps) else results[0]
 
@@ -196,3 +185,21 @@ def refuse_zero(spectrum: Any, metric: str) -> None:
         return
     for i, one in enumerate(spectrum):
         refuse_zero_eigenvalue(one, to_zero, metric, True, f"spectrum[{i}]")
+
+
+def solver(
+    spectrum: Any, data: Spectrum, shares: Any, setting: Setting, sampler: str | Sampler, combine: str
+) -> Callable[[int, bool, float | None], SearchResult]:
+    """Return the method of the kind of search that a sampler and a combination of spectra need."""
+    rule = get(sampler)
+    if combine == "worst" and several(spectrum):
+        from fastkl._minimax import Minimax
+
+        return Minimax(spectrum, shares, setting).solve
+    if rule.is_ddim:
+        return Problem(data, setting).solve
+    if rule.one_step and can_be_proved(data, setting):
+        return StepProblem(data, setting, rule, sampler).solve
+    from fastkl._local_search import LocalSearch
+
+    return LocalSearch(data, setting, rule, sampler if isinstance(sampler, str) else None).solve

@@ -23,7 +23,9 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from fastkl._convex_search import ConvexSearch, Outcome, corrected
+from fastkl._convex_search import ConvexSearch
+from fastkl._hull import corrected
+from fastkl._search_bounds import Outcome
 from fastkl._step_grid import StepLinearised, TableGrid
 from fastkl._step_guesses import descended, guesses
 from fastkl._step_losses import StepObjective
