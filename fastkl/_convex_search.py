@@ -254,6 +254,8 @@ class ConvexSearch(PathMoves):
             without_progress = without_progress + 1 if left > STALLED * gap else 0
             if left <= (CLOSED if prove else GOOD) * outcome.best or without_progress >= PATIENCE:
                 return
+            if tangent.beside and not prove:
+                return
             if (vertices == point).all(axis=1).any() or time.monotonic() > deadline:
                 return
             vertices, constants = np.concatenate([vertices, point]), np.append(constants, constant)
@@ -263,7 +265,8 @@ class ConvexSearch(PathMoves):
     def _tangent(self, convex: Objective, y: Array, steps: int, prove: bool) -> Tangent:
         """Return the tangent at y; where negative weights cost too much, at a point near it that has none."""
         weights = convex.gradient(y)
-        if weights.min() < 0.0 and (len(self.grid.levels) > FULL_TABLE or not prove):
+        beside = weights.min() < 0.0 and (len(self.grid.levels) > FULL_TABLE or not prove)
+        if beside:
             y = y.copy()
             y[: convex.directions] = np.maximum(y[: convex.directions], 0.0)
             y[convex.directions :] = FORGOTTEN  # the mean's share has no slope there, and is bounded by 0
@@ -274,7 +277,7 @@ class ConvexSearch(PathMoves):
         if np.isinf(totals).all():
             raise ValueError(f"steps = {steps}: no choice of levels keeps to visit and min_spacing")
         constant, rounding = value - float(weights @ y), self.rounding(weights, y, value, steps)
-        return Tangent(weights, constant, rounding, linear, constant + totals - rounding)
+        return Tangent(weights, constant, rounding, linear, constant + totals - rounding, bool(beside))
 
     def rounding(self, weights: Array, y: Array, value: float, steps: int) -> float:
         """Bound the rounding error of a linearised value."""

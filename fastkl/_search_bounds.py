@@ -53,13 +53,17 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Tangent:
-    """constant + weights @ y, below F everywhere, its least costs of paths, and its bounds for every start."""
+    """constant + weights @ y, below F everywhere, its least costs of paths, and its bounds for every start.
+
+    One that is `beside` was asked for at a point where weights are negative: its bounds cannot close the gap.
+    """
 
     weights: Array
     constant: float
     rounding: float
     linear: Linearised
     bounds: Array
+    beside: bool = False
 
 
 class Bounds:
