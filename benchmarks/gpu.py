@@ -1,29 +1,32 @@
-"""Everything about the GPU backend that needs a GPU, in one go: right first, then fast.
+"""Everything about the GPU backend that needs a GPU, in one go.
 
-Run on a machine with a GPU and CuPy as `python benchmarks/gpu.py` (about ten minutes; `--quick` about two). It
+Run on a machine with a GPU and CuPy as `python benchmarks/gpu.py` (some five minutes; `--quick` about two). It
 
-1. compares every function, metric, prior and sampler with the CPU over the case table of the tests (1e-12 relative);
-2. runs compute-sanitizer (memcheck, initcheck, racecheck) on small cases, where it is installed;
-3. measures the card's own rate of float64 multiply-adds and its copy bandwidth;
-4. times exact evaluation for d = 1e4 to 1e7, M = 1 to 1e5, N = 4 to 100, and CuPy elementwise beside it;
-5. writes benchmarks/results/gpu-<card>.json, and with `--costs` what `backend="auto"` goes by.
+1. measures the card's own rate of float64 multiply-adds and its copy bandwidth;
+2. times exact evaluation of the contract case, d = 1e6, M = 1000, N = 16, before anything else;
+3. compares every function, metric, prior and sampler with the CPU over the case table of the tests (1e-12 relative);
+4. times d = 1e4 to 1e7, M = 1 to 1e5, N = 4 to 100, counts, and ratios near 1, and CuPy elementwise beside it.
 
-`--rehearse` does 1 and 2's problems on any machine, with the kernels built by the host's compiler (it writes nothing).
+benchmarks/results/gpu-<card>.json is written anew after every row. A disagreement or a failure is recorded there and
+makes the exit status 1. `--costs` also writes what `backend="auto"` goes by. `--sanitizer` runs compute-sanitizer
+(memcheck, initcheck, racecheck) on small cases, and nothing else, and adds what it says to that file. `--rehearse`
+does 3 and the sanitizer's problems on any machine, with the kernels built by the host's compiler (it writes nothing).
 
 Predictions, written before anything was measured (H100 SXM: 132 multiprocessors x 64 float64 lanes x 1.98 GHz =
 16.7e12 multiply-adds/s; 3.35e12 bytes/s). For `kl`, d = 1e6, M = 1000, N = 16:
 
 - floor: 2 x 16 multiply-adds for each of 1e9 ratios, 1.9 ms; bytes: 8 MB of eigenvalues and 31 MB of sums, nothing;
-- float64 operations of a ratio beside the 32: 2 products of chunks, 1 square, 22 products and a division of 8
-  operations shared by 8 ratios, 5 for scale and target, 4 for q - 1, its size, the sum and the product of ratios:
-  16 more. So 67 % of the multiply-add rate if those alone bound it: 2.9 ms. Some 40 integer operations a ratio take
-  the issue slots that float64, at half rate, leaves free, and about fill them: 55 % is the pessimist's figure;
-- 208 registers: 2 blocks of 128 threads a multiprocessor, 2 warps a scheduler with 16 independent chains each, enough
+- in the compiled code for sm_90 of `ddim_tile_sums_8_2` a warp's batch of 8 ratios, all far from 1, has 504 issued
+  instructions, 364 of them float64, of which 256 are those multiply-adds. Float64 issues every other cycle, so its pipe
+  allows 256/364 = 70.3 % of the multiply-add rate and leaves the other instructions 728 - 364 slots for 140: 55 to
+  60 %, about 3.3 ms. (At first they were 783 and 396, both limits at 64.6 %, for which 4 ms was expected.) A batch with
+  ratios near 1 takes a logarithm for each of those besides;
+- 210 registers: 2 blocks of 128 threads a multiprocessor, 2 warps a scheduler with 16 independent chains each, enough
   to hide the latency of a multiply-add;
 - other kernels of the call (polynomials 30 us, sums 20 us, the check of rounding errors 30 us): under 0.1 ms;
-- CuPy elementwise moves about 5 x 16 bytes x 16 steps for each ratio: 1.3e12 bytes, 0.4 s, over 100 times as long;
-- one candidate on d = 1e7: 80 MB at 3.35e12 bytes/s is 24 us, arithmetic 29 us, a dozen launches 50 us: about 0.1 ms;
-- N = 100 reads its coefficients from the L1 cache, 16 bytes for 16 multiply-adds of a thread: about 50 %.
+- CuPy elementwise moves about 5 x 16 bytes x 16 steps for each ratio: 1.3e12 bytes, 0.4 s, about 100 times as long;
+- one candidate on d = 1e7: 80 MB at 3.35e12 bytes/s is 24 us, arithmetic 40 us, a dozen launches 50 us: about 0.1 ms;
+- N = 100 reads its coefficients from the L1 cache, 16 bytes for 16 multiply-adds of a thread: 40 to 50 %.
 """
 
 from __future__ import annotations
@@ -38,6 +41,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -54,9 +58,13 @@ RESULTS = Path(__file__).resolve().parent / "results"
 COSTS = machine.ROOT / "fastkl" / "data" / "gpu_costs.json"
 AGREEMENT = 1e-12
 SIZES, COUNTS, STEPS = (10**4, 10**5, 10**6, 10**7), (1, 10, 100, 1000, 10**4, 10**5), (4, 10, 16, 100)
-MOST_PAIRS = 2e13  # of one timing: about two seconds on an H100
-CONTRACT = {"d": 10**6, "M": 1000, "N": 16}
+MOST_PAIRS = 1e12  # of one timing: a quarter of a second on an H100, so that all are over in a minute or two
+LONG, LONG_ROUNDS = 0.02, 3  # seconds of a call from which on it is repeated less often
+NAIVE_ELEMENTS = 1 << 24  # of the arrays of the elementwise way
+CONTRACT = (10**6, 1000, 16)  # d, M, N
+KINDS = ("plain", "counts", "near")
 TOOLS = ("memcheck", "initcheck", "racecheck")
+TOOL_SECONDS = 180
 
 
 def difference(got: Any, expected: Any) -> float:
@@ -121,27 +129,31 @@ def sanitizer_missing() -> dict[str, str]:
     return dict.fromkeys(TOOLS, "not run: compute-sanitizer is not installed")
 
 
-def sanitizer() -> dict[str, str]:
-    """Return what compute-sanitizer says to the small problems, or that it is not installed."""
+def sanitizer() -> tuple[dict[str, str], bool]:
+    """Return what compute-sanitizer says to the small problems, and whether it ran and is content."""
     tool = shutil.which("compute-sanitizer")
     if tool is None:
-        return sanitizer_missing()
-    found = {}
+        return sanitizer_missing(), False
+    found, good = {}, True
     for name in TOOLS:
-        command = [
-            tool,
-            "--tool",
-            name,
-            "--error-exitcode",
-            "9",
-            sys.executable,
-            __file__,
-            "--small-problems",
-        ]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        options = ["--tool", name, "--error-exitcode", "9"]
+        command = [tool, *options, sys.executable, __file__, "--small-problems"]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=TOOL_SECONDS)
+        except subprocess.TimeoutExpired:
+            found[name], good = f"not over after {TOOL_SECONDS} s", False
+            continue
         lines = [line for line in done.stdout.splitlines() if "SUMMARY" in line] or ["no summary"]
         found[name] = f"exit status {done.returncode}: {lines[-1].strip('= ')}"
-    return found
+        good = good and done.returncode == 0
+    return found, good
+
+
+def without_pool() -> None:
+    """Have every array allocated by itself: within a pool's block the sanitizer sees no read beyond the end."""
+    import cupy
+
+    cupy.cuda.set_allocator(None)
 
 
 MULTIPLY_ADDS = """
@@ -168,18 +180,22 @@ class Card:
         self.device = _gpu_device.current_device()
         self.properties = cupy.cuda.runtime.getDeviceProperties(self.device.number)
 
+    def once(self, call: Callable[[], object]) -> float:
+        """Return the time of a call between two events of the stream."""
+        start, end = self.cupy.cuda.Event(), self.cupy.cuda.Event()
+        start.record()
+        call()
+        end.record()
+        end.synchronize()
+        return float(self.cupy.cuda.get_elapsed_time(start, end)) * 1e-3
+
     def seconds(self, call: Callable[[], object]) -> float:
-        """Return the median time of a call between two events of the stream, after two calls that do not count."""
-        call(), call()
-        times = []
-        for _ in range(self.rounds):
-            start, end = self.cupy.cuda.Event(), self.cupy.cuda.Event()
-            start.record()
-            call()
-            end.record()
-            end.synchronize()
-            times.append(self.cupy.cuda.get_elapsed_time(start, end) * 1e-3)
-        return statistics.median(times)
+        """Return the median time of a call, after one or, if it is short, two that do not count."""
+        self.once(call)  # compiles
+        first = self.once(call)
+        if first > LONG:
+            return statistics.median([first, *(self.once(call) for _ in range(LONG_ROUNDS - 1))])
+        return statistics.median([self.once(call) for _ in range(self.rounds)])
 
     def multiply_adds_per_s(self) -> float:
         """Return the rate of float64 multiply-adds with 16 chains a thread."""
@@ -221,27 +237,46 @@ def elementwise(cupy: Any, eigenvalues: Any, levels: Any) -> Any:
     return (0.5 * (ratio - 1.0 - cupy.log(ratio))).sum(axis=1)
 
 
-def problems(quick: bool) -> Iterator[tuple[int, int, int]]:
-    """Yield d, M and N of the timings, none too long."""
+def problems(quick: bool) -> Iterator[tuple[int, int, int, str]]:
+    """Yield d, M, N and the kind of the timings: the contract case in all kinds, then the grid, none too long."""
+    for kind in KINDS:
+        yield *CONTRACT, kind
     sizes, counts, steps = (SIZES, COUNTS, STEPS) if not quick else ((10**4, 10**6), (1, 1000), (4, 16))
     for d, m, n in itertools.product(sizes, counts, steps):
-        if float(d) * m * n <= MOST_PAIRS:
-            yield d, m, n
+        if float(d) * m * n <= MOST_PAIRS and (d, m, n) != CONTRACT:
+            yield d, m, n, "plain"
 
 
-def timing(card: Card, d: int, m: int, n: int, rate: float) -> dict[str, Any]:
+@lru_cache(maxsize=1)
+def eigenvalues_of(d: int) -> Any:
+    """Return the timings' eigenvalues, which take longer to make than to evaluate."""
+    return cases.log_normal(d)["eigenvalues"]
+
+
+def problem(cupy: Any, d: int, m: int, n: int, kind: str) -> tuple[Any, Any, str]:
+    """Return a spectrum, candidates on the card and the prior; "near" has all ratios within 1/16 of 1."""
+    values = eigenvalues_of(d)
+    if kind == "near":
+        scale = np.linspace(1.0, 1.1, m)[:, np.newaxis]
+        width = 0.28 * np.sqrt(n)  # so that steps lose the same together, however many they are
+        return cupy.asarray(values), cupy.asarray(scale * np.exp(np.linspace(width, 0.0, n + 1))), "exact"
+    spectrum = (
+        fastkl.Spectrum(values, counts=np.arange(d) % 3 + 1.0) if kind == "counts" else cupy.asarray(values)
+    )
+    return spectrum, cupy.asarray(cases.power_uniform(m, n)), "vp"
+
+
+def timing(card: Card, d: int, m: int, n: int, rate: float, kind: str = "plain") -> dict[str, Any]:
     """Return the times of one problem whose arrays are on the card."""
     cupy = card.cupy
-    eigenvalues = cupy.asarray(cases.log_normal(d)["eigenvalues"])
-    levels = cupy.asarray(cases.power_uniform(m, n))
-    seconds = card.seconds(lambda: fastkl.divergence(eigenvalues, levels))
-    single = card.seconds(lambda: fastkl.divergence(eigenvalues, levels, precision="float32"))
-    few = max(
-        1, min(m, (1 << 26) // d)
-    )  # the naive way needs M x d temporaries: its time for a part is scaled up
+    spectrum, levels, prior = problem(cupy, d, m, n, kind)
+    eigenvalues = cupy.asarray(eigenvalues_of(d))
+    seconds = card.seconds(lambda: fastkl.divergence(spectrum, levels, prior=prior))
+    single = card.seconds(lambda: fastkl.divergence(spectrum, levels, prior=prior, precision="float32"))
+    few = max(1, min(m, NAIVE_ELEMENTS // d))  # it needs M x d temporaries: its time for a part is scaled up
     naive = card.seconds(lambda: elementwise(cupy, eigenvalues, levels[:few])) * m / few
     pairs = float(d) * m * n
-    return {"d": d, "M": m, "N": n, "seconds": seconds, "pairs_per_s": pairs / seconds,
+    return {"kind": kind, "d": d, "M": m, "N": n, "seconds": seconds, "pairs_per_s": pairs / seconds,
             "share_of_fma_rate": 2 * pairs / seconds / rate, "float32_seconds": single,
             "elementwise_seconds": naive, "times_elementwise": naive / seconds}  # fmt: skip
 
@@ -262,7 +297,7 @@ def costs(card: Card, rows: list[dict[str, Any]]) -> dict[str, float]:
     launch = host_seconds(lambda: fastkl.divergence(tiny, [[3.0, 1.0, 0.0]], backend="gpu"))
     moved = host_seconds(lambda: card.device.download(card.device.upload(large)))
     return {"launch_s": launch, "bytes_per_s": 2 * large.nbytes / moved,
-            "pairs_per_s": max(row["pairs_per_s"] for row in rows)}  # fmt: skip
+            "pairs_per_s": max((row["pairs_per_s"] for row in rows), default=1.0)}  # fmt: skip
 
 
 def write_costs(card: str, measured: dict[str, float]) -> None:
@@ -280,23 +315,71 @@ def file_name(card: str) -> str:
     return f"gpu-{re.sub(r'[^a-z0-9]+', '-', card.lower()).strip('-')}.json"
 
 
-def measure(quick: bool) -> dict[str, Any]:
-    """Check and measure everything; raise if the GPU disagrees with the CPU."""
-    worst = agreement()
-    print("largest differences from the CPU:", json.dumps(worst, indent=1))
+class Record:
+    """A result file, written anew whenever something is added: what was measured outlives whatever comes after."""
+
+    def __init__(self, path: Path, content: dict[str, Any]) -> None:
+        self.path, self.content = path, content
+
+    def add(self, **entries: Any) -> None:
+        """Add entries and write the file, whole or not at all."""
+        self.content.update(entries)
+        part = self.path.with_suffix(".part")
+        part.write_text(json.dumps(self.content, indent=1) + "\n", encoding="utf-8")
+        os.replace(part, self.path)
+
+    def attempt(self, name: str, work: Callable[[], Any]) -> Any:
+        """Return work(), or None if it raises, which is recorded as a failure."""
+        try:
+            return work()
+        except Exception as error:  # the rest is still to be measured
+            message = f"{name}: {type(error).__name__}: {error}"
+            print(message, file=sys.stderr)
+            self.add(failures=[*self.content["failures"], message])
+            return None
+
+
+def record_of(card: Card, folder: Path, fresh: bool) -> Record:
+    """Return the card's record: a new one, or what is there already."""
+    path = folder / file_name(card.device.name)
+    if not fresh and path.exists():
+        return Record(path, json.loads(path.read_text(encoding="utf-8")))
+    content = {**machine.description(), **card.description(), "agreement": {}, "failures": [], "rows": [],
+               "sanitizer": dict.fromkeys(TOOLS, "not run: --sanitizer was not given")}  # fmt: skip
+    return Record(path, content)
+
+
+def time_all(card: Card, record: Record, which: list[tuple[int, int, int, str]]) -> None:
+    """Time problems one by one, each recorded at once."""
+    rate = record.content["fma_per_s"]
+    for d, m, n, kind in which:
+        row = record.attempt(f"{kind} {d} {m} {n}", partial(timing, card, d, m, n, rate, kind))
+        if row is not None:
+            print(json.dumps(row), flush=True)
+            record.add(rows=[*record.content["rows"], row])
+
+
+def measure(card: Card, record: Record, quick: bool) -> bool:
+    """Measure and check everything; return whether nothing failed and the GPU agrees with the CPU."""
+    record.add(fma_per_s=card.multiply_adds_per_s(), copied_bytes_per_s=card.copied_bytes_per_s())
+    print(f"{card.device.name}: {record.content['fma_per_s']:.3g} multiply-adds/s", flush=True)
+    first, *rest = problems(quick)
+    time_all(card, record, [first])
+    worst = record.attempt("agreement", agreement) or {}
     wrong = {name: value for name, value in worst.items() if not value <= AGREEMENT}
+    record.add(agreement=worst)
+    print("largest differences from the CPU:", json.dumps(worst, indent=1), flush=True)
     if wrong:
-        raise SystemExit(f"the GPU disagrees with the CPU: {wrong}; nothing is timed")
-    checks = sanitizer()
-    card = Card(rounds=5 if quick else 15)
-    rate, bandwidth = card.multiply_adds_per_s(), card.copied_bytes_per_s()
-    print(f"{card.device.name}: {rate:.3g} multiply-adds/s, {bandwidth:.3g} bytes/s")
-    rows = []
-    for d, m, n in problems(quick):
-        rows.append(timing(card, d, m, n, rate))
-        print(json.dumps(rows[-1]))
-    return {**machine.description(), **card.description(), "agreement": worst, "sanitizer": checks,
-            "fma_per_s": rate, "copied_bytes_per_s": bandwidth, "rows": rows, "costs": costs(card, rows)}  # fmt: skip
+        record.attempt("agreement", partial(disagree, wrong))
+    time_all(card, record, rest)
+    found = record.attempt("costs", lambda: costs(card, record.content["rows"]))
+    record.add(costs=found)
+    return not record.content["failures"]
+
+
+def disagree(wrong: dict[str, float]) -> None:
+    """Raise, for differences that are too large."""
+    raise ArithmeticError(f"the GPU disagrees with the CPU: {wrong}")
 
 
 def rehearse() -> None:
@@ -319,6 +402,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="few sizes, few rounds")
     parser.add_argument("--costs", action="store_true", help=f"also write {COSTS.relative_to(machine.ROOT)}")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the result file")
+    parser.add_argument("--sanitizer", action="store_true", help="run compute-sanitizer, and nothing else")
     parser.add_argument(
         "--rehearse", action="store_true", help="without a GPU: the same kernels built for the host"
     )
@@ -332,15 +416,25 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"benchmarks/gpu.py: {lack}; --rehearse runs what can be run without", file=sys.stderr)
         return 1
     if options.small_problems:
+        without_pool()
         small_problems()
         return 0
-    result = measure(options.quick)
-    path = options.out / file_name(result["card"])
-    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    if options.costs:
-        write_costs(result["card"], result["costs"])
-    print(f"wrote {os.fspath(path)}")
-    return 0
+    return on_card(Card(rounds=5 if options.quick else 15), options)
+
+
+def on_card(card: Card, options: argparse.Namespace) -> int:
+    """Do what needs a card; return the exit status."""
+    record = record_of(card, options.out, fresh=not options.sanitizer)
+    if options.sanitizer:
+        found, good = sanitizer()
+        print(json.dumps(found, indent=1))
+        record.add(sanitizer=found)
+    else:
+        good = measure(card, record, options.quick)
+        if options.costs and good:
+            write_costs(record.content["card"], record.content["costs"])
+    print(f"wrote {os.fspath(record.path)}" + ("" if good else ", with failures"))
+    return 0 if good else 1
 
 
 if __name__ == "__main__":

@@ -90,18 +90,30 @@ def card(result: dict) -> list[str]:
             f"{row['share_of_fma_rate']:.0%}",
             f"{row['times_elementwise']:.0f}",
             f"{row['float32_seconds'] * 1e3:.3g} ms",
+            row["kind"],
         ]
         for row in result["rows"]
     ]
-    head = ["d", "M", "N", "time", "share of the card's FMA rate", "times CuPy elementwise", "float32"]
+    head = [
+        "d",
+        "M",
+        "N",
+        "time",
+        "share of the card's FMA rate",
+        "times CuPy elementwise",
+        "float32",
+        "problem",
+    ]
     checks = "; ".join(f"{name}: {found}" for name, found in result["sanitizer"].items())
+    worst = f"{max(result['agreement'].values()):.1g}" if result["agreement"] else "not known"
+    failures = f"Failed: {'; '.join(result['failures'])}." if result["failures"] else "Nothing failed."
     return [
         f"{result['card']}, arrays on the card, `kl`, medians; its own float64 FMA rate is "
         f"{result['fma_per_s'] / 1e12:.3g}e12/s, its copies move {result['copied_bytes_per_s'] / 1e12:.3g}e12 bytes/s.",
         "",
         *table(head, rows),
         "",
-        f"Largest difference from the CPU over the case table: {max(result['agreement'].values()):.1g}. "
+        f"Largest difference from the CPU over the case table: {worst}. {failures} "
         f"compute-sanitizer: {checks}.",
         f"Driver {result['driver']}, CUDA {result['cuda_runtime']}, CuPy {result['cupy']}.",
         f"Kernels {result['kernels']}.",

@@ -48,14 +48,18 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=GUARD.acquire, after_in_parent=GUARD.release, after_in_child=GUARD.release)
 
 
-def is_device_array(value: Any) -> bool:
-    """Return whether an object holds data on a CUDA device: a CuPy array, a PyTorch CUDA tensor, ..."""
+def is_device_array(value: Any, name: str) -> bool:
+    """Return whether an argument holds data on a CUDA device: a CuPy array, a PyTorch CUDA tensor, ..."""
     if isinstance(value, np.ndarray | list | tuple | str | bytes | int | float) or value is None:
         return False
-    if hasattr(value, "__cuda_array_interface__"):
-        return True
-    asks = getattr(value, "__dlpack_device__", None)
-    return asks is not None and int(asks()[0]) in (CUDA, CUDA_MANAGED)
+    try:
+        if hasattr(value, "__cuda_array_interface__"):
+            return True
+        asks = getattr(value, "__dlpack_device__", None)
+        return asks is not None and int(asks()[0]) in (CUDA, CUDA_MANAGED)
+    except Exception as error:  # a PyTorch tensor that requires a gradient raises a RuntimeError here
+        kind = f"{type(value).__module__}.{type(value).__qualname__}"
+        raise TypeError(f"{name}: cannot be read as an array, got {kind}: {error}") from error
 
 
 def backend_for(backend: Any, work: float = 0.0, moved: float = 0.0, threads: int = 1) -> ModuleType:
@@ -65,16 +69,28 @@ def backend_for(backend: Any, work: float = 0.0, moved: float = 0.0, threads: in
     and `moved` bytes to and from it than that of `threads` threads here.
     """
     choice("backend", backend, BACKENDS)
-    if backend == "gpu" or (backend == "auto" and gpu_pays(work, moved, threads)):
-        from fastkl import _gpu_device
+    if backend == "gpu":
+        return gpu_kernels()
+    if backend == "auto" and gpu_pays(work, moved, threads):
+        from fastkl import _gpu_costs
 
-        with GUARD.importing:
-            _gpu_device.current_device()  # says what is missing before anything heavy is loaded
-            from fastkl import _gpu
-        return _gpu
+        try:
+            return gpu_kernels()
+        except Exception as error:  # "auto" is a wish for speed, so no reason to fail
+            _gpu_costs.give_up(error)
     with GUARD.importing:
         from fastkl import _cpu
     return _cpu
+
+
+def gpu_kernels() -> ModuleType:
+    """Return the GPU's module, or raise a RuntimeError that says what is missing."""
+    from fastkl import _gpu_device
+
+    with GUARD.importing:
+        _gpu_device.current_device()  # says what is missing before anything heavy is loaded
+        from fastkl import _gpu
+    return _gpu
 
 
 def gpu_pays(work: float, moved: float, threads: int) -> bool:

@@ -7,9 +7,11 @@ The cut changes no bit: a thread's share of a candidate depends on the numbers o
 from __future__ import annotations
 
 import math
+import threading
 import weakref
+from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -20,7 +22,7 @@ from fastkl._rounding import RELATIVE_ERROR
 from fastkl.kernels.ddim_horner import METRICS, PRIORS, TILE
 
 __all__ = ["Chunk", "DeviceSpectrum", "Layout", "divergence", "in_chunks", "mean_term", "on_device",
-           "output_variance", "trajectory"]  # fmt: skip
+           "output_variance", "trajectory", "with_memory"]  # fmt: skip
 
 Array = NDArray[np.float64]
 
@@ -30,6 +32,7 @@ WARP, BLOCK = 32, 128
 STRIPES, COLUMNS = 32, 4  # of a spectrum's totals
 GROUP = 64  # rows added by one thread
 LARGEST_SCRATCH = 1 << 30  # bytes of a chunk's scratch
+MOST_COPIES = 4  # of an array on one device, for as many streams
 
 
 @dataclass(frozen=True)
@@ -62,27 +65,66 @@ class DeviceSpectrum:
         self.whole = column_sums(device, self.totals)
 
 
+@dataclass
+class Kept:
+    """What was made from some arrays on one device: for each stream the result and an event after its making."""
+
+    refs: list[Any]
+    made: OrderedDict[Any, tuple[Any, Any]] = field(default_factory=OrderedDict)  # the latest used last
+
+    def of(self, arrays: list[Array]) -> bool:
+        """Return whether these are the arrays: a number of id() may have been another's."""
+        return all(ref() is array for ref, array in zip(self.refs, arrays, strict=True))
+
+
 class Copies:
     """What was made on devices from read-only arrays of the host, kept as long as those arrays are.
 
     Each stream has its own: CuPy's pool gives memory back to the stream it came from, where it may be written to while
-    another stream still reads it.
+    another stream still reads it. The MOST_COPIES streams that used an array last have one.
     """
 
     def __init__(self) -> None:
-        self._kept: dict[tuple[Any, ...], tuple[list[Any], Any, Any]] = {}
+        self._kept: dict[tuple[Any, ...], Kept] = {}
+        self._lock = threading.RLock()
+
+    def drop(self) -> bool:
+        """Forget everything; return whether there was anything."""
+        with self._lock:
+            found = bool(self._kept)
+            self._kept.clear()
+        return found
+
+    def _find(self, key: tuple[Any, ...], arrays: list[Array], stream: Any) -> tuple[Any, Any] | None:
+        with self._lock:
+            kept = self._kept.get(key)
+            if kept is None or not kept.of(arrays) or stream not in kept.made:
+                return None
+            kept.made.move_to_end(stream)
+            return kept.made[stream]
+
+    def _keep(self, key: tuple[Any, ...], arrays: list[Array], stream: Any, found: tuple[Any, Any]) -> None:
+        with self._lock:
+            kept = self._kept.get(key)
+            if kept is None or not kept.of(arrays):
+                # the dictionary's own pop needs no lock, which a collection in any thread might have to wait for
+                refs = [weakref.ref(array, lambda _: self._kept.pop(key, None)) for array in arrays]
+                kept = self._kept[key] = Kept(refs)
+            kept.made[stream] = found
+            while len(kept.made) > MOST_COPIES:
+                kept.made.popitem(last=False)
 
     def made(self, device: Any, arrays: list[Array], make: Callable[[], Any]) -> Any:
         """Return make(), or what it returned for these arrays on this device before."""
-        key = (id(device), device.stream(), id(make.__code__), *(id(array) for array in arrays))
-        found = self._kept.get(key)
-        if found is not None and all(ref() is array for ref, array in zip(found[0], arrays, strict=True)):
-            device.wait(found[2])
-            return found[1]
+        key = (id(device), id(make.__code__), *(id(array) for array in arrays))
+        stream = device.stream()
+        found = self._find(key, arrays, stream)
+        if found is not None:
+            device.wait(found[1])
+            return found[0]
         result = make()
         if not any(array.flags.writeable for array in arrays):
-            refs = [weakref.ref(array, lambda _, key=key: self._kept.pop(key, None)) for array in arrays]
-            self._kept[key] = refs, result, device.mark()
+            self._keep(key, arrays, stream, (result, device.mark()))
         return result
 
     def spectrum(self, device: Any, eigenvalues: Array, weights: Array | None) -> DeviceSpectrum:
@@ -111,6 +153,16 @@ class Copies:
 
 
 COPIES = Copies()
+
+
+def with_memory(device: Any, call: Callable[[], Any]) -> Any:
+    """Return call(); where memory runs out, try once more without what is kept on devices."""
+    try:
+        return call()
+    except device.OutOfMemory:
+        if not COPIES.drop():
+            raise
+    return call()  # here, where the error no longer holds what the first try had
 
 
 def group_sums(device: Any, array: Any, length: int) -> Any:
@@ -324,7 +376,8 @@ def from_host(
     """Evaluate candidates on the host, chunk by chunk; what evaluate(chunk) returns are the rows of the result."""
     out = np.empty(shape)
     bytes_each = 8 * math.prod(shape[1:])
-    with _gpu_device.current_device() as device:
+
+    def whole(device: Any) -> None:
         data = COPIES.spectrum(device, eigenvalues, weights)
         layout = Layout.of(levels.shape[0], data.size)
 
@@ -334,6 +387,9 @@ def from_host(
 
         scratch = scratch_bytes(data, levels.shape[1] - 1, layout) + bytes_each
         in_chunks(device, levels.shape[0], scratch, run)
+
+    with _gpu_device.current_device() as device:
+        with_memory(device, lambda: whole(device))
     return out
 
 

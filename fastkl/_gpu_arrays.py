@@ -23,7 +23,7 @@ __all__ = ["DeviceCall", "checked_array", "refuse_mixed"]
 
 def refuse_mixed(spectrum: Any, sigmas: Any, backend: str) -> None:
     """Raise if one argument is on a device and the other is not, or the CPU is asked for; a Spectrum goes along."""
-    places = [is_device_array(value) for value in (spectrum, sigmas)]
+    places = is_device_array(spectrum, "spectrum"), is_device_array(sigmas, "sigmas")
     if not all(places) and not (places[1] and isinstance(spectrum, Spectrum)):
         raise TypeError(
             f"spectrum and sigmas: must both be on the host or both on a GPU, got {full_name(spectrum)} and "
@@ -95,10 +95,14 @@ class DeviceCall:
 
     def run(self, prior: str, shape: tuple[int, ...], write: Callable[[Chunk, Any], None]) -> Any:
         """Return an array (M, *shape) that write(chunk, rows) fills, (*shape,) for a single candidate."""
-        with self.device:
+
+        def filled() -> Any:
             out = self.device.empty((int(self.levels.shape[0]), *shape))
             _gpu.on_device(self.device, self.data(), self.levels, prior, write, out)
             return out.reshape(shape) if self.single else out
+
+        with self.device:
+            return _gpu.with_memory(self.device, filled)
 
     def divergence(self, metric: str, prior: str, precision: str) -> Any:
         """Return the divergence of every candidate by DDIM."""

@@ -7,13 +7,41 @@ not in it, nothing is known and the CPU is taken.
 from __future__ import annotations
 
 import json
+import threading
+import warnings
+from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
 from typing import Any
 
-__all__ = ["costs", "gpu_pays", "seconds_on_cpu", "seconds_on_gpu"]
+__all__ = ["TRUST", "costs", "give_up", "gpu_pays", "seconds_on_cpu", "seconds_on_gpu"]
 
 MARGIN = 2.0  # times as fast as the CPU that the GPU must be expected to be
+
+
+@dataclass
+class Trust:
+    """Whether "auto" has given the GPU up, and whether a failure was warned of, in this process."""
+
+    lost: bool = False
+    warned: bool = False
+
+
+TRUST = Trust()
+_lock = threading.Lock()
+
+
+def give_up(error: Exception) -> None:
+    """Warn, once in a process, that the CPU is taken instead; only a lack of memory may pass, so all else is final."""
+    with _lock:
+        TRUST.lost = TRUST.lost or not isinstance(error, MemoryError)
+        again, TRUST.warned = TRUST.warned, True
+    if not again:
+        warnings.warn(
+            f"backend 'auto' computes on the CPU, because the GPU failed: {type(error).__name__}: {error}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
 
 
 @lru_cache(maxsize=1)
@@ -39,14 +67,19 @@ def seconds_on_cpu(measured: dict[str, Any], work: float, threads: int) -> float
 def gpu_pays(work: float, moved: float, threads: int) -> bool:
     """Return whether a GPU whose costs are known is there and expected to be faster by MARGIN."""
     measured = costs()
-    if not measured["cards"]:
+    if TRUST.lost or not measured["cards"]:
         return False
     here = seconds_on_cpu(measured, work, threads)
     if all(MARGIN * seconds_on_gpu(card, work, moved) > here for card in measured["cards"].values()):
         return False  # on no card: not worth finding out which one is here
     from fastkl import _gpu_device
 
-    if _gpu_device.missing() is not None:
+    try:
+        if _gpu_device.missing() is not None:
+            return False
+        name = _gpu_device.current_device().name
+    except Exception as error:  # a driver that answers one question may fail at the next
+        give_up(error)
         return False
-    card = measured["cards"].get(_gpu_device.current_device().name)
+    card = measured["cards"].get(name)
     return card is not None and MARGIN * seconds_on_gpu(card, work, moved) <= here

@@ -9,8 +9,10 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import json
+import re
 import sys
 import threading
+from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -18,16 +20,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastkl._gpu_source import FLAGS, OLDEST, digest, unit
+from fastkl._gpu_source import FLAGS, OLDEST, digest, instances, unit
 
 __all__ = ["BLOCK", "CupyDevice", "current_device", "device_of", "missing"]
 
 PROBE = "group_sums"  # a kernel that is asked for to have the module loaded
 PER_THREAD = 2  # CUDA's number of a thread's own default stream
 BLOCK = 128  # threads of a block, as the kernels' launch bounds have it
+CUBIN = re.compile(r"fastkl-sm_(\d+)\.cubin")
 DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 
 _lock = threading.RLock()
+_entered = threading.local()  # CuPy's objects of the devices that a thread has entered, innermost last
 _devices: dict[int, CupyDevice] = {}
 
 
@@ -85,13 +89,16 @@ class CupyDevice:
         self.how = "not loaded"  # how the kernels were compiled
 
     def __enter__(self) -> CupyDevice:
-        self._cupy.cuda.Device(self.number).__enter__()
+        device = self._cupy.cuda.Device(self.number)
+        device.__enter__()
+        _entered.__dict__.setdefault("stack", []).append(device)
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._cupy.cuda.Device(self.number).__exit__(*error)
+        # the object that was entered: it alone knows which device was current before
+        _entered.stack.pop().__exit__(*error)
 
-    @property
+    @cached_property
     def name(self) -> str:
         """The card's name."""
         name: bytes = self._cupy.cuda.runtime.getDeviceProperties(self.number)["name"]
@@ -117,7 +124,8 @@ class CupyDevice:
 
     def upload(self, array: NDArray[Any]) -> Any:
         """Return a copy on the device."""
-        return self._cupy.asarray(np.ascontiguousarray(array))
+        # not ascontiguousarray, which makes a scalar's shape (1,)
+        return self._cupy.asarray(np.asarray(array, order="C"))
 
     def download(self, array: Any) -> NDArray[Any]:
         """Return a copy on the host, once everything before it on the current stream is done."""
@@ -156,6 +164,11 @@ class CupyDevice:
         if found is None:
             found = self._functions[name] = self.module().get_function(name)
         return found
+
+    def load_all(self) -> None:
+        """Load every kernel: the driver loads each at its first use, which may wait for the whole device."""
+        for name in instances(unit(source_folder())):
+            int(self.function(name).num_regs)
 
     def module(self) -> Any:
         """Return the loaded kernels."""
@@ -201,7 +214,9 @@ def ahead_of_time_files() -> str:
     built = json.loads(index.read_text(encoding="utf-8"))
     if built["digest"] != digest(unit(folder)):
         return "those compiled ahead of time are of other sources; CuPy compiles them at first use"
-    return "compiled ahead of time: " + ", ".join(built["files"])
+    needs = built.get("ptx_needs")
+    note = f" (the PTX needs a driver for CUDA {needs} or newer)" if needs else ""
+    return "compiled ahead of time: " + ", ".join(built["files"]) + note
 
 
 def ahead_of_time(folder: Path, of_source: str, capability: int) -> list[Path]:
@@ -212,7 +227,10 @@ def ahead_of_time(folder: Path, of_source: str, capability: int) -> list[Path]:
     built = json.loads(index.read_text(encoding="utf-8"))
     if built["digest"] != of_source:
         return []
-    names = [f"fastkl-sm_{capability}.cubin"]
+    made = [int(found[1]) for found in map(CUBIN.fullmatch, built["files"]) if found]
+    # a cubin runs on its own major version, from its minor version on
+    suits = [arch for arch in made if arch // 10 == capability // 10 and arch <= capability]
+    names = [f"fastkl-sm_{arch}.cubin" for arch in sorted(suits, reverse=True)]
     if capability >= OLDEST:
         names.append(f"fastkl-compute_{OLDEST}.ptx")
     return [folder / name for name in names if name in built["files"]]

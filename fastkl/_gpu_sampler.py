@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastkl import _gpu_device, _sampler_cpu
-from fastkl._gpu import COPIES, Layout, group_sums, in_chunks
+from fastkl._gpu import COPIES, Layout, group_sums, in_chunks, with_memory
 from fastkl._sampler_base import Sampler
 from fastkl._sampler_losses import LossTable
 from fastkl.kernels.ddim_horner import METRICS, TILE
@@ -150,7 +150,8 @@ def run(
 ) -> None:
     """Call evaluate(block, rows) for blocks that cover the candidates and fit the free memory."""
     tiles = -(-len(data) // TILE)
-    with _gpu_device.current_device() as device:
+
+    def whole(device: Any) -> None:
         for rows in _sampler_cpu.row_groups(levels, len(data), TABLE_BYTES, PARTIAL_SUMS):
             slices = Layout.of(rows.size, len(data)).slices
             tables = 8 * 64 * 2 * (2 * levels.shape[1] + 9)
@@ -160,6 +161,9 @@ def run(
                 evaluate(DeviceBlock(device, data, levels[some], sampler, prior, rows.size), some)
 
             in_chunks(device, rows.size, tables + 8 * tiles * (slices + 1) + bytes_each, part)
+
+    with _gpu_device.current_device() as device:
+        with_memory(device, lambda: whole(device))
 
 
 def divergence(

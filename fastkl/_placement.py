@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +19,7 @@ from fastkl.spectrum import Spectrum
 if TYPE_CHECKING:
     from fastkl._gpu_arrays import DeviceCall
 
-__all__ = ["PRIORS", "device_call", "is_ddim", "kernels_for", "refuse_float32"]
+__all__ = ["PRIORS", "device_call", "is_ddim", "kernels_for", "place_of", "refuse_float32", "run_on"]
 
 PRIORS = ("vp", "ve", "flow", "exact")
 
@@ -37,7 +39,8 @@ def device_call(
     What does not depend on values is checked first, as it is for arrays of the host.
     """
     choice("backend", backend, BACKENDS)
-    if not (is_device_array(spectrum) or is_device_array(sigmas)):
+    places = is_device_array(spectrum, "spectrum"), is_device_array(sigmas, "sigmas")
+    if not any(places):
         return None
     get(sampler)
     choice("prior", prior, PRIORS)
@@ -59,9 +62,32 @@ def kernels_for(
     return backend_for(backend, work, 8.0 * (len(data) + levels.size + outputs), threads)
 
 
+def place_of(call: DeviceCall | None) -> AbstractContextManager[Any]:
+    """Return the context that makes a call's device, and so its current stream, the current ones."""
+    return nullcontext() if call is None else call.device
+
+
+def run_on(kernels: Any, backend: str, evaluate: Callable[[Any], Array]) -> Array:
+    """Return evaluate(kernels); where "auto" has chosen a GPU and that fails, what the CPU makes of it."""
+    if backend != "auto" or not on_gpu(kernels):
+        return evaluate(kernels)
+    try:
+        return evaluate(kernels)
+    except Exception as error:  # no compiler, no memory, a broken driver: the CPU can do it all the same
+        from fastkl import _gpu_costs
+
+        _gpu_costs.give_up(error)
+    return evaluate(backend_for("cpu"))
+
+
+def on_gpu(kernels: Any) -> bool:
+    """Return whether these are the GPU's kernels."""
+    return kernels.__name__ == "fastkl._gpu"
+
+
 def refuse_float32(precision: str, kernels: Any, rule: Sampler) -> None:
     """Raise if float32 is asked for where there are no kernels for it."""
-    if precision == "float32" and not (rule.is_ddim and kernels.__name__ == "fastkl._gpu"):
+    if precision == "float32" and not (rule.is_ddim and on_gpu(kernels)):
         raise ValueError(
             "precision = 'float32': only DDIM on a GPU has it (backend 'gpu', or arrays on a GPU)"
         )

@@ -43,6 +43,9 @@ def warmup(*, backend: str = "cpu") -> float:
     Some thirty seconds the first time, some tenths of a second once the kernels are cached, next to
     nothing when repeated.
 
+    On a GPU every kernel is loaded on the device that CuPy has current. Without it the first calls may wait for the
+    whole device, because the driver loads each kernel at its first launch.
+
     Examples
     --------
     >>> import fastkl
@@ -55,7 +58,7 @@ def warmup(*, backend: str = "cpu") -> float:
         from fastkl import _gpu_device
 
         with _gpu_device.current_device() as device:
-            device.module()
+            device.load_all()
     else:
         run_all_kernels()
     return time.perf_counter() - began

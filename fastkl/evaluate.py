@@ -8,7 +8,16 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastkl._candidates import candidate_levels
-from fastkl._placement import PRIORS, device_call, is_ddim, kernels_for, refuse_float32
+from fastkl._placement import (
+    PRIORS,
+    device_call,
+    is_ddim,
+    kernels_for,
+    on_gpu,
+    place_of,
+    refuse_float32,
+    run_on,
+)
 from fastkl._sampler_base import Sampler
 from fastkl._sampler_dispatch import checked_sampler, sampler_kernels
 from fastkl._stand_in import doubtful, stand_in
@@ -103,17 +112,23 @@ def divergence(
     Arrays on a GPU: DDIM is queued on CuPy's current stream and nothing is waited for, so their values cannot raise; a
     candidate or a spectrum that breaks the rules gives NaN. A `Spectrum` (the way to give counts or a mean) is copied
     to the GPU in the first call and that copy kept with it. `rtol` plays no part. The coefficients of other
-    samplers are made on the host: there the arguments are copied to the host first, which waits for the stream.
+    samplers are made on the host: there the arguments are copied to the host first, which waits for the stream. Other
+    libraries' arrays must stay alive and unchanged until the stream's work is done: PyTorch's allocator, for one, does
+    not know that CuPy's stream still reads them. First calls may wait for the whole device, because the driver loads
+    kernels at their first use; `fastkl.warmup(backend="gpu")` does that at a time of your choice. If "auto" has chosen
+    a GPU for arrays of the host and that fails, the CPU is taken, with one warning in a process.
 
     Cost: 2 d M N fused multiply-adds and about 20 more operations for each of the d M ratios; some three
     times as much where the divergence of an eigenvalue is so small that it needs more digits than that gives (about
     3e-8 at N = 10, 2e-6 at N = 100, 2e-4 at N = 1000). Other samplers than DDIM: a division and 2 to 10 multiply-adds
     for each of the d M evaluations of the network, four to seven times as much where more digits are needed, with the
     same bound on the error (a sampler that happens to cancel the prior's mismatch loses as many digits as that
-    cancels). Memory beyond arguments and result: at most about 50 MB. Relative error: below 1e-10 for eigenvalues in
-    [1e-12, 1e12], non-zero sigmas in [1e-4, 1e5] and N <= 1000, down to divergences of 1e-12 and less; below 1e-12 is
-    usual. A non-zero mean of the data adds e^2/(2v), e^2/(2t), their sum, or e^2 (e the mean's error at the last
-    level, v the output and t the target variance). A single step from inf to 0 returns no variance at all: inf,
+    cancels). Memory beyond arguments and result: at most about 50 MB; on a GPU up to half of what is free there but
+    at most 1 GiB, and the copies of a `Spectrum`, one for each of the four streams that used it last. Relative
+    error: below 1e-10 for eigenvalues in [1e-12, 1e12], non-zero sigmas in [1e-4, 1e5] and N <= 1000, down to
+    divergences of 1e-12 and less; below 1e-12 is usual. A non-zero mean of the data adds e^2/(2v), e^2/(2t), their
+    sum, or e^2 (e the mean's error at the last level, v the output and t the target variance). A single step from
+    inf to 0 returns no variance at all: inf,
     except for ``w2``.
 
     References
@@ -135,20 +150,26 @@ def divergence(
     rtol = real_number("rtol", rtol, at_least=0.0, below=1.0)
     if call is not None and is_ddim(sampler):
         return call.divergence(metric, prior, precision)
-    where = (spectrum, sigmas) if call is None else call.on_host()
-    data, levels, single, rule, threads = checked(*where, sampler, prior, num_threads)
-    if metric != "w2":
-        refuse_zero_eigenvalue(data, levels, metric, isinstance(spectrum, Spectrum))
-    kernels = kernels_for(backend if call is None else "gpu", data, levels, rule, levels.shape[0], threads)
-    refuse_float32(precision, kernels, rule)
-    small = stand_in(data, levels, rtol) if rtol and rule.is_ddim and precision == "float64" else None
-    values = evaluated(kernels, small or data, levels, metric, rule, prior, threads, precision)
-    if small is not None:
-        again = doubtful(small, levels, values, metric, prior)
-        if again.any():
-            values[again] = evaluated(kernels, data, levels[again], metric, rule, prior, threads)
-    if call is not None:
-        return call.returned(values)
+    with place_of(call):
+        where = (spectrum, sigmas) if call is None else call.on_host()
+        data, levels, single, rule, threads = checked(*where, sampler, prior, num_threads)
+        if metric != "w2":
+            refuse_zero_eigenvalue(data, levels, metric, isinstance(spectrum, Spectrum))
+        wanted = backend if call is None else "gpu"
+        kernels = kernels_for(wanted, data, levels, rule, levels.shape[0], threads)
+        refuse_float32(precision, kernels, rule)
+        small = stand_in(data, levels, rtol) if rtol and rule.is_ddim and precision == "float64" else None
+
+        def evaluate(kernels: Any) -> Array:
+            values = evaluated(kernels, small or data, levels, metric, rule, prior, threads, precision)
+            again = np.zeros(0, bool) if small is None else doubtful(small, levels, values, metric, prior)
+            if again.any():
+                values[again] = evaluated(kernels, data, levels[again], metric, rule, prior, threads)
+            return values
+
+        values = run_on(kernels, wanted, evaluate)
+        if call is not None:
+            return call.returned(values)
     return float(values[0]) if single else values
 
 
@@ -164,7 +185,8 @@ def evaluated(
 ) -> Array:
     """Return each candidate's divergence on every eigenvalue of `data`, with the mean's share."""
     if rule.is_ddim:
-        options = {} if precision == "float64" else {"precision": precision}
+        # where "auto" falls back to the CPU there is float64 only, which keeps what float32 promises
+        options = {"precision": precision} if precision == "float32" and on_gpu(kernels) else {}
         values: Array = kernels.divergence(
             data.eigenvalues, data.counts, levels, metric, prior, threads, **options
         )
@@ -278,18 +300,7 @@ def output_variance(
     call = device_call(spectrum, sigmas, sampler, prior, backend, num_threads)
     if call is not None and is_ddim(sampler):
         return call.output_variance(prior)
-    where = (spectrum, sigmas) if call is None else call.on_host()
-    data, levels, single, rule, threads = checked(*where, sampler, prior, num_threads)
-    kernels = kernels_for(
-        backend if call is None else "gpu", data, levels, rule, levels.shape[0] * len(data), threads
-    )
-    if rule.is_ddim:
-        values = kernels.output_variance(data.eigenvalues, levels, prior, threads)
-    else:
-        values = sampler_kernels(kernels).output_variance(data, levels, rule, prior, threads)
-    if call is not None:
-        return call.returned(values)
-    return values[0] if single else values
+    return variances("output_variance", call, spectrum, sigmas, sampler, prior, num_threads, backend)
 
 
 def trajectory(
@@ -354,17 +365,37 @@ def trajectory(
     call = device_call(spectrum, sigmas, sampler, prior, backend, num_threads)
     if call is not None and is_ddim(sampler):
         return call.trajectory(prior)
-    where = (spectrum, sigmas) if call is None else call.on_host()
-    data, levels, single, rule, threads = checked(*where, sampler, prior, num_threads)
-    kernels = kernels_for(
-        backend if call is None else "gpu", data, levels, rule, levels.size * len(data), threads
-    )
-    if rule.is_ddim:
-        values = kernels.trajectory(data.eigenvalues, levels, prior, threads)
-    else:
-        values = sampler_kernels(kernels).trajectory(data, levels, rule, prior, threads)
-    if call is not None:
-        return call.returned(values)
+    return variances("trajectory", call, spectrum, sigmas, sampler, prior, num_threads, backend)
+
+
+def variances(
+    name: str,
+    call: Any,
+    spectrum: Any,
+    sigmas: Any,
+    sampler: Any,
+    prior: Any,
+    num_threads: Any,
+    backend: str,
+) -> Any:
+    """Return `output_variance` or `trajectory`, by its name, of arguments on the host or copied there."""
+    with place_of(call):
+        where = (spectrum, sigmas) if call is None else call.on_host()
+        data, levels, single, rule, threads = checked(*where, sampler, prior, num_threads)
+        rows = levels.shape[0] if name == "output_variance" else levels.size
+
+        def evaluate(kernels: Any) -> Array:
+            if rule.is_ddim:
+                values: Array = getattr(kernels, name)(data.eigenvalues, levels, prior, threads)
+            else:
+                values = getattr(sampler_kernels(kernels), name)(data, levels, rule, prior, threads)
+            return values
+
+        wanted = backend if call is None else "gpu"
+        kernels = kernels_for(wanted, data, levels, rule, rows * len(data), threads)
+        values = run_on(kernels, wanted, evaluate)
+        if call is not None:
+            return call.returned(values)
     return values[0] if single else values
 
 

@@ -1,18 +1,21 @@
 """PEP 517 build backend of fastkl: setuptools, and CUDA kernels compiled ahead of time into the wheel.
 
-A wheel gets PTX for the oldest supported architecture, which any newer card runs, where nvcc or NVRTC is at hand; where
-none is, CuPy compiles the same sources at first use. An editable install compiles nothing: its sources may change.
-Environment: FASTKL_CUDA=0 never compiles, FASTKL_CUDA=1 makes it an error if nothing can; FASTKL_CUDA_ARCHS="90,100"
-adds machine code (cubins) for those architectures.
+Where nvcc or NVRTC is at hand, a wheel gets PTX for the oldest supported architecture, which any newer card runs if its
+driver is as new as the compiler, and machine code (cubins) for those of ARCHITECTURES that the compiler knows, which
+asks less of the driver. Where none is, CuPy compiles the same sources at first use. An editable install compiles none:
+its sources may change. Environment: FASTKL_CUDA=0 never compiles, FASTKL_CUDA=1 makes it an error if nothing can;
+FASTKL_CUDA_ARCHS="90,100" chooses other architectures for machine code, each of which must compile, and "" none.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -43,6 +46,10 @@ __all__ = [
 ]
 
 
+ARCHITECTURES = (80, 90, 100, 120)  # one of each major version: a cubin runs on later minor ones
+RELEASE = re.compile(rb"release (\d+\.\d+)")  # in PTX: the CUDA version that its driver must have at least
+
+
 def build_wheel(
     wheel_directory: str,
     config_settings: Mapping[str, Any] | None = None,
@@ -54,8 +61,10 @@ def build_wheel(
 
 
 def targets(environment: Mapping[str, str], oldest: int) -> list[str]:
-    """Return what to compile for: a virtual architecture, and real ones by choice."""
-    chosen = environment.get("FASTKL_CUDA_ARCHS", "").replace(",", " ").split()
+    """Return what to compile for: a virtual architecture, and real ones."""
+    if "FASTKL_CUDA_ARCHS" not in environment:
+        return [f"compute_{oldest}", *(f"sm_{arch}" for arch in ARCHITECTURES)]
+    chosen = environment["FASTKL_CUDA_ARCHS"].replace(",", " ").split()
     for arch in chosen:
         if not arch.isdecimal() or int(arch) < oldest:
             raise ValueError(
@@ -100,13 +109,37 @@ def compile_into(folder: Path, environment: Mapping[str, str], written: list[Pat
     """Compile the sources for all targets into folder, with an index that says which sources they belong to."""
     source_module = cuda_compilers.gpu_source()
     source = source_module.unit(folder)
-    for target in targets(environment, source_module.OLDEST):
-        code, compiler = cuda_compilers.compile_ahead(source, target, source_module.FLAGS)
+    wanted = targets(environment, source_module.OLDEST)
+    with ThreadPoolExecutor(min(len(wanted), os.cpu_count() or 1)) as pool:
+        running = {
+            target: pool.submit(cuda_compilers.compile_ahead, source, target, source_module.FLAGS)
+            for target in wanted
+        }
+    about = {"digest": source_module.digest(source)}
+    for target, future in running.items():
+        code = code_of(target, future, "FASTKL_CUDA_ARCHS" not in environment)
+        if code is None:
+            continue
         path = folder / f"fastkl-{target}.{'ptx' if target.startswith('compute') else 'cubin'}"
         written.append(path)
         path.write_bytes(code)
-        print(f"fastkl: CUDA kernels compiled for {target} by {compiler}", file=sys.stderr)
+        release = RELEASE.search(code) if path.suffix == ".ptx" else None
+        if release:
+            about["ptx_needs"] = release[1].decode()
     index = folder / "built.json"
     files = [path.name for path in written]
     written.append(index)
-    index.write_text(json.dumps({"digest": source_module.digest(source), "files": files}), encoding="utf-8")
+    index.write_text(json.dumps({**about, "files": files}), encoding="utf-8")
+
+
+def code_of(target: str, future: Future[tuple[bytes, str]], optional: bool) -> bytes | None:
+    """Return what was compiled and say so; None for machine code that is optional and was refused."""
+    try:
+        code, compiler = future.result()
+    except cuda_compilers.CompileError as error:
+        if not (optional and target.startswith("sm_")):
+            raise
+        print(f"fastkl: no machine code for {target}: {error}", file=sys.stderr)
+        return None
+    print(f"fastkl: CUDA kernels compiled for {target} by {compiler}", file=sys.stderr)
+    return code

@@ -126,7 +126,12 @@ def compile_with_nvcc(source: str, target: str, options: tuple[str, ...]) -> tup
 
 
 def compile_ahead(source: str, target: str, options: tuple[str, ...]) -> tuple[bytes, str]:
-    """Compile with nvcc, or with NVRTC where nvcc is not; return the code and which compiler it was."""
-    if nvcc_path() is not None:
+    """Compile with nvcc, or with NVRTC where nvcc is not or fails; return the code and which compiler it was."""
+    try:
         return compile_with_nvcc(source, target, options)[0], "nvcc"
-    return Nvrtc().compile(source, target, options)[0], "NVRTC"
+    except (CompileError, OSError) as error:  # an nvcc may be there without a host compiler that it accepts
+        refusal = error
+    try:
+        return Nvrtc().compile(source, target, options)[0], "NVRTC"
+    except CompileError as error:
+        raise CompileError(f"{refusal}; {error}") from error

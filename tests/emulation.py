@@ -126,18 +126,20 @@ class HostDevice:
         self.memory, self.claimed = memory, memory if claimed is None else claimed
         self.current_stream = 0
         self.log, self.failures, self.downloads, self.uploads = [], 0, 0, 0
+        self.entered, self.loaded = 0, False
 
     def __enter__(self):
+        self.entered += 1
         return self
 
     def __exit__(self, *_):
-        pass
+        self.entered -= 1
 
     def as_array(self, value):
         return value if isinstance(value, HostArray) else HostArray(np.asarray(value.host()))
 
     def number_of(self, array):
-        return 0
+        return self.number
 
     def as_float64(self, array):
         return HostArray(np.ascontiguousarray(array.values, dtype=np.float64))
@@ -172,6 +174,9 @@ class HostDevice:
 
     def module(self):
         return library()
+
+    def load_all(self):
+        self.loaded = all(hasattr(library(), f"launch_{name}") for name in instances(unit(FOLDER)))
 
     def launch(self, name, count, *arguments):
         self.log.append(name)

@@ -1,5 +1,6 @@
 """The GPU backend on a GPU: agreement with the CPU, streams, no synchronisation, other libraries' arrays, memory."""
 
+import itertools
 import threading
 
 import numpy as np
@@ -98,6 +99,23 @@ def test_arrays_of_other_libraries(cupy):
     assert largest_difference(cupy.asnumpy(got), fastkl.divergence(eigenvalues, levels)) <= AGREEMENT
     with pytest.raises(TypeError, match=r"numpy\.ndarray.*cupy\.ndarray"):
         fastkl.divergence(eigenvalues, cupy.asarray(levels))
+
+
+def test_results_on_a_device_have_the_shapes_of_those_on_the_host(cupy):
+    levels, eigenvalues = SCHEDULES["karras"](5, 9), SPECTRA["log_normal"](30)["eigenvalues"]
+    for function in (fastkl.divergence, fastkl.output_variance, fastkl.trajectory):
+        for rows, sampler in itertools.product((levels, levels[0]), ("ddim", "heun")):
+            got = function(cupy.asarray(eigenvalues), cupy.asarray(rows), sampler=sampler)
+            expected = function(eigenvalues, rows, sampler=sampler)
+            assert got.shape == np.shape(expected)
+            assert largest_difference(cupy.asnumpy(got), expected) <= AGREEMENT
+
+
+def test_devices_are_left_as_they_were(cupy):
+    before = cupy.cuda.runtime.getDevice()
+    with _gpu_device.current_device() as device, device:
+        assert device.name
+    assert cupy.cuda.runtime.getDevice() == before
 
 
 @pytest.mark.parametrize("case", BAD_LEVELS)

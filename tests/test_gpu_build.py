@@ -186,8 +186,9 @@ def test_a_wheel_has_sources_and_kernels_that_belong_to_them(compilers, tmp_path
     code = "import sys; sys.path.insert(0, 'setup_ext'); import backend; print(backend.build_wheel('out'))"
     names = {}
     for wish in ("1", "0"):
-        done = subprocess.run([sys.executable, "-c", code], cwd=copy, env={**os.environ, "FASTKL_CUDA": wish},
-                              capture_output=True, text=True, check=False)  # fmt: skip
+        environment = {**os.environ, "FASTKL_CUDA": wish, "FASTKL_CUDA_ARCHS": "90"}
+        done = subprocess.run([sys.executable, "-c", code], cwd=copy, env=environment, capture_output=True,
+                              text=True, check=False)  # fmt: skip
         assert done.returncode == 0, done.stderr[-3000:]
         with zipfile.ZipFile(copy / "out" / done.stdout.split()[-1]) as wheel:
             names[wish] = {name.rpartition("/")[2] for name in wheel.namelist() if "/kernels/cuda/" in name}
@@ -197,14 +198,17 @@ def test_a_wheel_has_sources_and_kernels_that_belong_to_them(compilers, tmp_path
     sources = {path.name for path in emulation.FOLDER.glob("*.cu*") if path.suffix in (".cu", ".cuh")}
     assert names["1"] == {*sources, "built.json", *index["files"]}
     assert names["0"] == sources
+    assert set(index["files"]) == {f"fastkl-compute_{OLDEST}.ptx", "fastkl-sm_90.cubin"}
     assert index["digest"] == digest(SOURCE)
+    assert f"release {index['ptx_needs']}," in ptx
     assert f".target sm_{OLDEST}" in ptx
     assert all(f".entry {name}(" in ptx for name in instances(SOURCE))
     assert not list((copy / "kernels" / "cuda").glob("built*"))
 
 
 def test_what_to_compile_for(backend):
-    assert backend.targets({}, 80) == ["compute_80"]
+    assert backend.targets({}, 80) == ["compute_80", *ARCHITECTURES]
+    assert backend.targets({"FASTKL_CUDA_ARCHS": ""}, 80) == ["compute_80"]
     assert backend.targets({"FASTKL_CUDA_ARCHS": "90, 100"}, 80) == ["compute_80", "sm_90", "sm_100"]
     for wrong in ("sm_90", "75", "9.0"):
         with pytest.raises(ValueError, match="FASTKL_CUDA_ARCHS"):
@@ -228,6 +232,48 @@ def test_without_a_compiler_a_wheel_is_built_and_says_so(backend, compilers, mon
         pass
 
 
+def test_machine_code_is_left_out_where_the_compiler_does_not_know_the_card(
+    backend, compilers, monkeypatch, capsys, tmp_path
+):
+    def old(source, target, options):
+        if target == "sm_120":
+            raise compilers.CompileError("sm_120 is not known")
+        return b"// release 12.4, V12.4.1" if target.startswith("compute") else b"\x7fELF", "nvcc"
+
+    for path in emulation.FOLDER.glob("*.cu*"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    monkeypatch.setattr(compilers, "compile_ahead", old)
+    backend.compile_into(tmp_path, {}, [])
+    files = [f"fastkl-compute_{OLDEST}.ptx", *(f"fastkl-{arch}.cubin" for arch in ARCHITECTURES[:-1])]
+    built = json.loads((tmp_path / "built.json").read_text())
+    assert built == {"digest": digest(SOURCE), "files": files, "ptx_needs": "12.4"}
+    assert "no machine code for sm_120: sm_120 is not known" in capsys.readouterr().err
+    monkeypatch.setattr(_gpu_device, "source_folder", lambda: tmp_path)
+    assert "the PTX needs a driver for CUDA 12.4 or newer" in _gpu_device.ahead_of_time_files()
+    with pytest.raises(compilers.CompileError, match="sm_120"):
+        backend.compile_into(tmp_path, {"FASTKL_CUDA_ARCHS": "120"}, [])
+
+
+def test_where_nvcc_fails_nvrtc_is_tried(compilers, monkeypatch):
+    def refuses(*_):
+        raise compilers.CompileError("nvcc refuses")
+
+    monkeypatch.setattr(compilers, "compile_with_nvcc", lambda *_: (b"by nvcc", ""))
+    monkeypatch.setattr(
+        compilers, "Nvrtc", lambda: types.SimpleNamespace(compile=lambda *_: (b"by NVRTC", ""))
+    )
+    assert compilers.compile_ahead("", "sm_90", ()) == (b"by nvcc", "nvcc")
+    monkeypatch.setattr(compilers, "compile_with_nvcc", refuses)
+    assert compilers.compile_ahead("", "sm_90", ()) == (b"by NVRTC", "NVRTC")
+
+    def absent():
+        raise compilers.CompileError("NVRTC is not found")
+
+    monkeypatch.setattr(compilers, "Nvrtc", absent)
+    with pytest.raises(compilers.CompileError, match="nvcc refuses; NVRTC is not found"):
+        compilers.compile_ahead("", "sm_90", ())
+
+
 def test_the_loader_takes_only_what_belongs_to_the_sources(tmp_path):
     names = [f"fastkl-compute_{OLDEST}.ptx", "fastkl-sm_90.cubin"]
     assert _gpu_device.ahead_of_time(tmp_path, "x", 90) == []
@@ -236,11 +282,16 @@ def test_the_loader_takes_only_what_belongs_to_the_sources(tmp_path):
     assert [path.name for path in _gpu_device.ahead_of_time(tmp_path, "x", 120)] == [names[0]]
     assert _gpu_device.ahead_of_time(tmp_path, "x", 75) == []
     assert _gpu_device.ahead_of_time(tmp_path, "y", 90) == []
+    cubins = ["fastkl-sm_80.cubin", "fastkl-sm_86.cubin", "fastkl-sm_90.cubin", "fastkl-sm_100.cubin"]
+    (tmp_path / "built.json").write_text(json.dumps({"digest": "x", "files": [*cubins, names[0]]}))
+    for capability, suits in ((80, cubins[:1]), (89, [cubins[1], cubins[0]]), (103, cubins[3:]), (120, [])):
+        found = [path.name for path in _gpu_device.ahead_of_time(tmp_path, "x", capability)]
+        assert found == [*suits, names[0]]
 
 
 class FakeModule:
     def __init__(self, refused, **made):
-        self.made, self.refused = made, refused
+        self.made, self.refused, self.asked = made, refused, set()
 
     def get_function(self, name):
         assert name in instances(SOURCE)
@@ -254,6 +305,7 @@ class FakeModule:
     def num_regs(self):
         if "path" in self.made and self.refused:
             raise RuntimeError("unsupported PTX version")
+        self.asked.add(self.found)
         return 32
 
 
@@ -300,6 +352,76 @@ def test_a_launch_has_whole_blocks_and_null_pointers():
     device.module().launched = None
     device.launch("group_sums", 0)
     assert device.module().launched is None
+
+
+class FakeCuda:
+    """CuPy's devices: entering one keeps, in the object that was entered, which was current before."""
+
+    def __init__(self):
+        self.current, self.asked = 0, 0
+        self.runtime = self
+
+    def getDeviceProperties(self, number):
+        self.asked += 1
+        return {"name": f"card {number}".encode()}
+
+    def Device(self, number):
+        before = []
+
+        class Entered:
+            def __enter__(_):
+                before.append(self.current)
+                self.current = number
+
+            def __exit__(_, *error):
+                self.current = before.pop()
+
+        return Entered()
+
+
+def test_devices_are_entered_and_left_in_turn():
+    cuda = FakeCuda()
+    first, second = fake_device(90), fake_device(90)
+    for number, device in enumerate((first, second)):
+        device.number, device._cupy = number, types.SimpleNamespace(cuda=cuda)
+    with second:
+        assert cuda.current == 1
+        with first, second:
+            assert cuda.current == 1
+        assert cuda.current == 1
+        with first:
+            assert cuda.current == 0
+    assert cuda.current == 0
+    with pytest.raises(KeyError), second:
+        raise KeyError
+    assert cuda.current == 0
+    assert [second.name, second.name, cuda.asked] == ["card 1", "card 1", 1]  # asked for once
+
+
+def test_an_upload_keeps_the_shape_and_makes_rows_contiguous():
+    device = fake_device(90)
+    device._cupy.asarray = lambda array: array
+    for array in (
+        np.float64(3.0),
+        np.array(3.0),
+        np.ones(1),
+        np.ones((2, 3)),
+        np.asfortranarray(np.ones((2, 3))),
+    ):
+        got = device.upload(array)
+        assert got.shape == array.shape
+        assert got.flags.c_contiguous
+        assert (got == array).all()
+
+
+def test_warmup_loads_every_kernel(monkeypatch):
+    device = fake_device(90)
+    device.load_all()
+    assert device.module().asked == set(instances(SOURCE))
+    host = emulation.HostDevice()
+    monkeypatch.setattr(_gpu_device, "current_device", lambda: host)
+    assert fastkl.warmup(backend="gpu") >= 0.0
+    assert (host.loaded, host.entered) == (True, 0)
 
 
 # What is missing, and when a GPU pays
@@ -354,6 +476,74 @@ def test_a_gpu_pays_where_its_costs_say_so(monkeypatch):
     assert not _gpu_costs.gpu_pays(1e9, 1e7, 8)
     monkeypatch.setattr(_gpu_device, "missing", lambda: "no driver")
     assert not _gpu_costs.gpu_pays(1e9, 1e7, 8)
+
+
+@pytest.fixture
+def trusted(monkeypatch):
+    """A GPU that "auto" expects to pay, whatever the problem."""
+    device = emulation.HostDevice()
+    card = {"launch_s": 0.0, "bytes_per_s": 1e30, "pairs_per_s": 1e30}
+    monkeypatch.setattr(_gpu_costs, "costs", lambda: {"cpu_pairs_per_s": 1e9, "cards": {"host": card}})
+    monkeypatch.setattr(_gpu_costs, "TRUST", _gpu_costs.Trust())
+    monkeypatch.setattr(_gpu_device, "missing", lambda: None)
+    monkeypatch.setattr(_gpu_device, "current_device", lambda: device)
+    return device
+
+
+def every_function(**options):
+    """The results of the functions on a small problem."""
+    problem = [1.0, 2.0, 3.0], [[3.0, 1.0, 0.0], [4.0, 1.0, 0.0]]
+    functions = (fastkl.divergence, fastkl.output_variance, fastkl.trajectory)
+    return np.concatenate([function(*problem, **options).ravel() for function in functions])
+
+
+def test_auto_takes_the_cpu_where_the_gpu_fails_and_warns_once(trusted, monkeypatch):
+    expected, tried = every_function(backend="cpu"), []
+
+    def launch(*arguments):
+        tried.append(arguments)
+        raise RuntimeError("NVRTC is not found")
+
+    assert np.allclose(every_function(), expected, rtol=1e-12)
+    assert trusted.log
+    monkeypatch.setattr(trusted, "launch", launch)
+    with pytest.warns(RuntimeWarning, match="computes on the CPU.*NVRTC is not found") as caught:
+        assert (every_function() == expected).all()
+    assert (len(caught), len(tried)) == (1, 1)
+    assert (every_function() == expected).all()  # a second warning would be an error here
+    assert len(tried) == 1
+    with pytest.raises(RuntimeError, match="NVRTC"):
+        every_function(backend="gpu")
+
+
+def test_auto_goes_on_with_a_gpu_that_lacked_memory_once(trusted, monkeypatch):
+    class Short(MemoryError):
+        pass
+
+    def empty(*_, **__):
+        raise Short("1 GiB")
+
+    expected = every_function(backend="cpu")
+    monkeypatch.setattr(trusted, "OutOfMemory", Short, raising=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(trusted, "empty", empty)
+        with pytest.warns(RuntimeWarning, match="1 GiB") as caught:
+            assert (every_function() == expected).all()
+        assert len(caught) == 1
+    trusted.log.clear()
+    assert np.allclose(every_function(), expected, rtol=1e-12)
+    assert trusted.log
+
+
+def test_auto_takes_the_cpu_where_the_driver_fails_while_it_is_asked(trusted, monkeypatch):
+    def broken():
+        raise RuntimeError("cudaErrorUnknown")
+
+    expected = every_function(backend="cpu")
+    monkeypatch.setattr(_gpu_device, "current_device", broken)
+    with pytest.warns(RuntimeWarning, match="cudaErrorUnknown") as caught:
+        assert (every_function() == expected).all()
+    assert len(caught) == 1
 
 
 def test_auto_asks_the_costs_for_ddim_alone(monkeypatch):

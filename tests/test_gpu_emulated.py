@@ -207,6 +207,43 @@ def test_values_beyond_the_contract_that_validation_lets_in(device):
                 assert largest_difference(gpu, cpu) <= 1e-9, (eigenvalue, metric, levels)
 
 
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("prior", PRIORS)
+def test_full_batches_of_the_most_extreme_ratios(device, prior, metric):
+    """Four of them are multiplied before a power of two is taken out."""
+    for eigenvalues in ([1e-30], [1.0], [1e30], [1e-30, 1e30, 1.0, 1e-10]):
+        full = np.resize(eigenvalues, 24)
+        for levels in (
+            [1e15, 1e-15],
+            [1e15, 0.0],
+            [1e-15, 0.0],
+            [np.inf, 1e15, 1e-15, 0.0],
+            np.geomspace(1e15, 1e-15, 60),
+            np.append(np.geomspace(1e15, 1e-15, 16), 0.0),
+        ):
+            cpu, gpu = (
+                fastkl.divergence(full, levels, metric, prior=prior, backend=b) for b in ("cpu", "gpu")
+            )
+            assert np.isfinite(cpu)
+            assert largest_difference(gpu, cpu) <= 1e-9, (eigenvalues, levels)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_batches_with_one_ratio_near_1_or_none(device, metric):
+    """One eigenvalue of a batch is where the prior and the steps cancel, or none is, or all are near there."""
+    levels = np.geomspace(30.0, 0.05, 5)
+    values, near = np.geomspace(1e-3, 1e3, 200), crossing(levels, "vp")
+    distance = np.abs((values + levels[-1] ** 2) / fastkl.output_variance(values, levels) - 1.0)
+    far = values[distance >= 0.0625][::5][:16]
+    assert far.size == 16
+    for place in range(17):
+        eigenvalues = far.copy()
+        eigenvalues[place : place + 1] = near * (1 + 1e-3)
+        for some in (eigenvalues, np.full(16, near * (1 + 1e-3))):
+            cpu, gpu = (fastkl.divergence(some, levels, metric, backend=b) for b in ("cpu", "gpu"))
+            assert largest_difference(gpu, cpu) <= AGREEMENT
+
+
 # Samplers
 
 
@@ -296,6 +333,54 @@ def test_each_stream_has_its_own_copy_of_a_spectrum(device):
         assert device.uploads == uploads
 
 
+def test_only_the_streams_that_used_a_spectrum_last_keep_a_copy(device):
+    levels, spectrum = on_device([[3.0, 1.0, 0.0]]), fastkl.Spectrum([1.0, 2.0])
+    for stream in range(_gpu.MOST_COPIES + 1):
+        device.current_stream = stream
+        fastkl.divergence(spectrum, levels)
+        device.current_stream = 0  # used again and again, so never the one to go
+        fastkl.divergence(spectrum, levels)
+    assert device.uploads == _gpu.MOST_COPIES + 1
+    device.current_stream = 1  # its copy went
+    fastkl.divergence(spectrum, levels)
+    assert device.uploads == _gpu.MOST_COPIES + 2
+    assert [
+        len(kept.made) for kept in _gpu.COPIES._kept.values() if kept.refs[0]() is spectrum.eigenvalues
+    ] == [_gpu.MOST_COPIES]
+
+
+def test_copies_are_given_up_where_memory_runs_out(device, monkeypatch):
+    """The device has no room as long as another spectrum's copy is there."""
+    _gpu.COPIES.drop()
+    other = fastkl.Spectrum([1.0, 2.0])
+    fastkl.divergence(other, [3.0, 1.0, 0.0], backend="gpu")
+    (held,) = _gpu.COPIES._kept.values()
+    plain, spectrum = device.empty, fastkl.Spectrum([4.0, 1.0, 0.25])
+
+    def empty(*arguments):
+        if any(kept is held for kept in _gpu.COPIES._kept.values()):
+            device.failures += 1
+            raise device.OutOfMemory
+        return plain(*arguments)
+
+    monkeypatch.setattr(device, "empty", empty)
+    levels = SCHEDULES["karras"](3, 5)
+    calls = {
+        "host": lambda: fastkl.divergence(spectrum, levels, backend="gpu"),
+        "device": lambda: fastkl.divergence(spectrum, on_device(levels)).values,
+        "heun": lambda: fastkl.divergence(spectrum, levels, "kl", "heun", backend="gpu"),
+    }
+    for name, call in calls.items():
+        expected = fastkl.divergence(
+            spectrum, levels, "kl", "heun" if name == "heun" else "ddim", backend="cpu"
+        )
+        _gpu.COPIES._kept["other"] = held
+        failures = device.failures
+        assert largest_difference(call(), expected) <= AGREEMENT
+        assert device.failures > failures
+    _gpu.COPIES.drop()
+
+
 def test_device_copies_die_with_their_spectrum(device):
     levels = on_device([[2.0, 1.0, 0.0]])
     spectrum = fastkl.Spectrum([1.0, 2.0], mean=[1.0, 0.0])
@@ -328,6 +413,37 @@ def test_other_samplers_on_a_device_return_there(device):
             got = function(on_device(eigenvalues), on_device(rows), sampler="heun")
             assert isinstance(got, emulation.HostArray)
             assert largest_difference(got.values, function(eigenvalues, rows, sampler="heun")) <= AGREEMENT
+
+
+def test_other_samplers_run_on_the_device_of_the_arrays(monkeypatch):
+    first, second = emulation.HostDevice(), emulation.HostDevice()
+    second.number = 1
+    monkeypatch.setattr(_gpu_device, "current_device", lambda: second if second.entered else first)
+    monkeypatch.setattr(_gpu_device, "device_of", lambda array: second)
+    eigenvalues, levels = SPECTRA["log_normal"](30)["eigenvalues"], SCHEDULES["karras"](3, 6)
+    for function in (fastkl.divergence, fastkl.output_variance, fastkl.trajectory):
+        got = function(on_device(eigenvalues), on_device(levels), sampler="heun")
+        assert largest_difference(got.values, function(eigenvalues, levels, sampler="heun")) <= AGREEMENT
+        assert (first.log, second.entered) == ([], 0)
+        assert second.log
+        second.log.clear()
+
+
+class RefusesToBeRead:
+    """As a PyTorch tensor on a GPU that requires a gradient."""
+
+    @property
+    def __cuda_array_interface__(self):
+        raise RuntimeError("Can't get __cuda_array_interface__ on Variable that requires grad.")
+
+
+def test_an_array_that_refuses_to_be_read_is_named(device):
+    for function in (fastkl.divergence, fastkl.output_variance, fastkl.trajectory):
+        with pytest.raises(TypeError, match=r"^spectrum: .*RefusesToBeRead.*requires grad"):
+            function(RefusesToBeRead(), on_device([2.0, 1.0]))
+        with pytest.raises(TypeError, match=r"^sigmas: .*RefusesToBeRead.*requires grad"):
+            function([1.0], RefusesToBeRead())
+    assert not device.log
 
 
 BAD_LEVELS = {

@@ -13,6 +13,9 @@ typedef long long int64;
 DEVICE int64 thread_index() { return (int64)blockIdx.x * blockDim.x + threadIdx.x; }
 DEVICE int64 as_bits(double x) { return __double_as_longlong(x); }
 DEVICE double from_bits(int64 x) { return __longlong_as_double(x); }
+DEVICE double load(const double *x) { return __ldg(x); }  // of what no kernel writes
+DEVICE int high_word(double x) { return __double2hiint(x); }
+DEVICE double with_high_word(double x, int high) { return __hiloint2double(high, __double2loint(x)); }
 DEVICE int as_bits_float(float x) { return __float_as_int(x); }
 DEVICE float from_bits_float(int x) { return __int_as_float(x); }
 #else
@@ -38,6 +41,11 @@ DEVICE To cast_bits(From x) {
 }
 DEVICE int64 as_bits(double x) { return cast_bits<int64>(x); }
 DEVICE double from_bits(int64 x) { return cast_bits<double>(x); }
+DEVICE double load(const double *x) { return *x; }
+DEVICE int high_word(double x) { return (int)(as_bits(x) >> 32); }
+DEVICE double with_high_word(double x, int high) {
+    return from_bits((int64)(((unsigned long long)(unsigned)high << 32) | (as_bits(x) & 0xFFFFFFFFLL)));
+}
 DEVICE int as_bits_float(float x) { return cast_bits<int>(x); }
 DEVICE float from_bits_float(int x) { return cast_bits<float>(x); }
 #endif
@@ -58,9 +66,11 @@ DEVICE int split_exponent(double &x) {
     return (int)(bits >> 52) - 1023;
 }
 
-DEVICE double power_of_two(int exponent) {
-    exponent = exponent < -1022 ? -1022 : exponent > 1023 ? 1023 : exponent;
-    return from_bits((int64)(exponent + 1023) << 52);
+// Divide both by the power of two of a positive bottom, which is then in [1, 2); for a top that is not 0 and stays normal.
+DEVICE void take_power_of_two(double &top, double &bottom) {
+    unsigned high = (unsigned)high_word(bottom), mantissa = (high & 0xFFFFFu) | 0x3FF00000u;
+    top = with_high_word(top, (int)((unsigned)high_word(top) - high + mantissa));
+    bottom = with_high_word(bottom, (int)mantissa);
 }
 
 // 1/b and 1/sqrt(x) to some 20 bits: an instruction of the GPU, which leaves the lower half of the number 0.

@@ -2,13 +2,14 @@
 // Divergence and output variance of DDIM by Horner's rule: twin of fastkl.kernels.ddim_horner.
 //
 // Two fused multiply-adds per (eigenvalue, step). Chunks have at most MAX_DEGREE steps, so that for any eigenvalues and
-// levels that are let in no polynomial overflows; between chunks the powers of two are taken out of numerator and
-// denominator and counted apart, on the integer units, and the one division of a ratio is shared by a batch of BATCH.
+// levels that are let in no polynomial overflows. Between chunks numerator and denominator are divided by the same power
+// of two, on the integer units: what is above 0 of their ratio at any level is within [2^-200, 2^200], so neither leaves
+// the range of float64. The one division of a ratio is shared by a batch of BATCH.
 #include "geometry.cuh"
 #include "pairs.cuh"
 
 constexpr int MAX_DEGREE = 8;
-constexpr double NEAR = 0.0625;  // |q - 1| from which on logarithms of products keep their digits
+constexpr int NEAR_HIGH = 0x3FB00000;  // high word of 1/16, the |q - 1| from which on logarithms of products keep their digits
 
 DEVICE double start_deviation(double first, int prior) {
     if (infinite(first) || prior == EXACT) return 1.0;
@@ -48,20 +49,16 @@ DEVICE void expand(const double *levels, int64 steps, int prior, int degree, int
     }
 }
 
-// Multiply value[j], in [1, 2), by the polynomial at x[j] and return the powers of two in exponent, times `sign`.
+// Multiply value[j] by the polynomial at x[j].
 template <int DEGREE>
-DEVICE void multiply_by_polynomial(const double *c, int64 stride, const double *x, double *value, int *exponent,
-                                   int sign) {
+DEVICE void multiply_by_polynomial(const double *c, int64 stride, const double *x, double *value) {
     double u[BATCH];
     UNROLL for (int j = 0; j < BATCH; j++) u[j] = c[0];
     UNROLL for (int k = 1; k <= DEGREE; k++) {
         double ck = c[k * stride];
         UNROLL for (int j = 0; j < BATCH; j++) u[j] = fma(u[j], x[j], ck);
     }
-    UNROLL for (int j = 0; j < BATCH; j++) {
-        value[j] *= u[j];
-        exponent[j] += sign * split_exponent(value[j]);
-    }
+    UNROLL for (int j = 0; j < BATCH; j++) value[j] *= u[j];
 }
 
 // Replace the elements by their inverses, with one division.
@@ -78,26 +75,52 @@ DEVICE void invert(double *d) {
     d[0] = inverse;
 }
 
+// The weight of eigenvalue k; those beyond the end, which repeat the last, have none.
+DEVICE double weight_of(const double *weights, int64 k, int64 end) {
+    return k >= end ? 0.0 : weights != nullptr ? weights[k] : 1.0;
+}
+
+DEVICE double batch_sum(const double *terms) {
+    return ((terms[0] + terms[1]) + (terms[2] + terms[3])) + ((terms[4] + terms[5]) + (terms[6] + terms[7]));
+}
+
+DEVICE bool far_from_0(double z) { return (high_word(z) & 0x7FFFFFFF) >= NEAR_HIGH; }  // |z| >= 1/16
+
 // A thread's sum of (q - 1) - log(q), for ratios far from 1 with one logarithm at the end.
 struct EntropySum {
     double sum, product;
     int64 exponent;
 };
 
-// `plain` tells that all weights are 1.
-DEVICE void add_entropies(EntropySum &s, const double *q, const double *w, bool plain) {
-    double terms[BATCH];
+// Weights of 1. Four ratios are multiplied before the power of two is taken out: each is within [2^-200, 2^200].
+DEVICE void add_far_entropies(EntropySum &s, const double *q, const double *z) {
+    UNROLL for (int j = 0; j < BATCH; j += 4) {
+        s.product *= (q[j] * q[j + 1]) * (q[j + 2] * q[j + 3]);
+        s.exponent += split_exponent(s.product);
+    }
+    s.sum += batch_sum(z);
+}
+
+DEVICE void add_entropies(EntropySum &s, const double *q, const double *weights, int64 begin, int64 end) {
+    double z[BATCH];
+    bool plain = weights == nullptr && begin + BATCH <= end, far = plain;
     UNROLL for (int j = 0; j < BATCH; j++) {
-        double z = q[j] - 1.0;
-        if (!plain || fabs(z) < NEAR) {
-            terms[j] = w[j] * excess(z, q[j]);
+        z[j] = q[j] - 1.0;
+        far = far && far_from_0(z[j]);
+    }
+    if (far) {
+        add_far_entropies(s, q, z);
+        return;
+    }
+    UNROLL for (int j = 0; j < BATCH; j++) {
+        if (!plain || !far_from_0(z[j])) {
+            z[j] = weight_of(weights, begin + j, end) * excess(z[j], q[j]);
         } else {
-            terms[j] = z;
             s.product *= q[j];
             s.exponent += split_exponent(s.product);
         }
     }
-    s.sum += ((terms[0] + terms[1]) + (terms[2] + terms[3])) + ((terms[4] + terms[5]) + (terms[6] + terms[7]));
+    s.sum += batch_sum(z);
 }
 
 DEVICE double entropy_total(const EntropySum &s) {
@@ -105,54 +128,85 @@ DEVICE double entropy_total(const EntropySum &s) {
 }
 
 // The batch's ratios q = 1/r, numerator P and denominator Q; for `exact`, start is s_0^2, else negative.
-DEVICE void inverse_ratios(const double *x, double *top, double *bottom, const int *exponent, double last_square,
-                           double start) {
+DEVICE void inverse_ratios(const double *x, double *top, double *bottom, double last_square, double start) {
     UNROLL for (int j = 0; j < BATCH; j++) {
+        take_power_of_two(top[j], bottom[j]);
         bottom[j] *= bottom[j];
-        if (start >= 0.0) bottom[j] *= x[j] + start;
+    }
+    if (start >= 0.0) {  // one branch for all, which other priors skip
+        UNROLL for (int j = 0; j < BATCH; j++) bottom[j] *= x[j] + start;
     }
     invert(bottom);
-    UNROLL for (int j = 0; j < BATCH; j++) {
-        double root = top[j] * power_of_two(exponent[j]);
-        top[j] = (root * root) * ((x[j] + last_square) * bottom[j]);
-    }
+    UNROLL for (int j = 0; j < BATCH; j++) top[j] = (top[j] * top[j]) * ((x[j] + last_square) * bottom[j]);
 }
 
-// The sum of a batch's terms of w2, or of the mean's share of w2 or reverse_kl; numerator Q, denominator P.
-DEVICE double distance_terms(const double *x, const double *w, double *top, double *bottom,
-                             const int *exponent, double last_square, double start, double deviation, int metric) {
-    double total[BATCH];
+// A batch's terms of w2, or of the mean's share of w2 or reverse_kl; numerator Q, which may be 0, denominator P.
+DEVICE void distance_terms(const double *x, double *top, double *bottom, double last_square, double start,
+                           double deviation, int metric) {
+    UNROLL for (int j = 0; j < BATCH; j++) {
+        bool nothing = top[j] == 0.0;
+        take_power_of_two(top[j], bottom[j]);
+        if (nothing) top[j] = 0.0;
+    }
     invert(bottom);
     UNROLL for (int j = 0; j < BATCH; j++) {
-        double gain = (top[j] * bottom[j]) * power_of_two(exponent[j]);
+        double gain = top[j] * bottom[j];
         if (metric == W2) {
             if (start >= 0.0) gain *= square_root(x[j] + start);
-            double gap = gain - square_root(x[j] + last_square);
-            total[j] = w[j] * (gap * gap);
+            gain -= square_root(x[j] + last_square);
+            top[j] = gain * gain;
         } else {
             gain = quotient(gain, deviation);
-            total[j] = w[j] * (gain * gain);
-            if (metric == MEAN_REVERSE_KL) total[j] *= quotient(0.5, x[j] + last_square);
+            top[j] = gain * gain;
+            if (metric == MEAN_REVERSE_KL) top[j] *= quotient(0.5, x[j] + last_square);
         }
     }
-    return ((total[0] + total[1]) + (total[2] + total[3])) + ((total[4] + total[5]) + (total[6] + total[7]));
 }
 
-DEVICE double jeffreys_terms(const double *q, const double *w) {
-    double total = 0.0;
+// The batch's terms of jeffreys in place of its ratios.
+DEVICE void jeffreys_terms(double *q) {
     UNROLL for (int j = 0; j < BATCH; j++) {
         double z = q[j] - 1.0;
-        total += w[j] * quotient(0.5 * (z * z), q[j]);
+        q[j] = quotient(0.5 * (z * z), q[j]);
     }
-    return total;
 }
 
-// Read a batch; beyond the end the last eigenvalue is repeated, with weight 0.
-DEVICE void read_batch(const double *eigenvalues, const double *weights, int64 begin, int64 end, double *x, double *w) {
-    UNROLL for (int j = 0; j < BATCH; j++) {
-        int64 at = begin + j < end ? begin + j : end - 1;
-        x[j] = eigenvalues[at];
-        w[j] = begin + j >= end ? 0.0 : weights != nullptr ? weights[at] : 1.0;
+DEVICE double weighted_sum(double *terms, const double *weights, int64 begin, int64 end) {
+    UNROLL for (int j = 0; j < BATCH; j++) terms[j] *= weight_of(weights, begin + j, end);
+    return batch_sum(terms);
+}
+
+// Read a batch; beyond the end the last eigenvalue is repeated. The two ways look different to the compiler, or it would
+// have them share their loads and work out eight addresses for each batch.
+DEVICE void read_batch(const double *eigenvalues, int64 begin, int64 end, double *x) {
+    if (begin + BATCH <= end) {
+        UNROLL for (int j = 0; j < BATCH; j++) x[j] = load(eigenvalues + begin + j);
+    } else {
+        UNROLL for (int j = 0; j < BATCH; j++) x[j] = eigenvalues[begin + j < end ? begin + j : end - 1];
+    }
+}
+
+// Numerators u and denominators v of a batch, with the last chunk's power of two still in them. With CHUNKS 0 the
+// coefficients of `chunks` chunks are read for each batch, the candidates side by side, else they are in registers.
+template <int DEGREE, int CHUNKS>
+DEVICE void polynomials(const double *top, const double *bottom, int64 stride, int64 chunks, const double *x, double *u,
+                        double *v) {
+    UNROLL for (int j = 0; j < BATCH; j++) u[j] = v[j] = 1.0;
+    if (CHUNKS > 0) {
+        UNROLL for (int chunk = 0; chunk < CHUNKS; chunk++) {
+            if (chunk > 0) {
+                UNROLL for (int j = 0; j < BATCH; j++) take_power_of_two(u[j], v[j]);
+            }
+            multiply_by_polynomial<DEGREE>(top + chunk * (DEGREE + 1), 1, x, u);
+            multiply_by_polynomial<DEGREE>(bottom + chunk * (DEGREE + 1), 1, x, v);
+        }
+    } else {
+        for (int64 chunk = 0; chunk < chunks; chunk++) {
+            int64 skip = chunk * (DEGREE + 1) * stride;
+            UNROLL for (int j = 0; j < BATCH; j++) take_power_of_two(u[j], v[j]);  // nothing before the first
+            multiply_by_polynomial<DEGREE>(top + skip, stride, x, u);
+            multiply_by_polynomial<DEGREE>(bottom + skip, stride, x, v);
+        }
     }
 }
 
@@ -179,38 +233,25 @@ DEVICE void slice_sum(const double *eigenvalues, const double *weights, const do
     double deviation = start_deviation(mine[0], prior), total = 0.0;
     EntropySum entropy = {0.0, 1.0, 0};
     for (int64 begin = at.begin; begin < at.end; begin += at.stride) {
-        double x[BATCH], w[BATCH], u[BATCH], v[BATCH];
-        int exponent[BATCH];
-        read_batch(eigenvalues, weights, begin, at.end, x, w);
-        UNROLL for (int j = 0; j < BATCH; j++) {
-            u[j] = v[j] = 1.0;
-            exponent[j] = 0;
-        }
-        if (CHUNKS > 0) {
-            UNROLL for (int chunk = 0; chunk < CHUNKS; chunk++) {
-                multiply_by_polynomial<DEGREE>(kept_top + chunk * (DEGREE + 1), 1, x, u, exponent, 1);
-                multiply_by_polynomial<DEGREE>(kept_bottom + chunk * (DEGREE + 1), 1, x, v, exponent, -1);
-            }
-        } else {
-            for (int64 chunk = 0; chunk < chunks; chunk++) {
-                int64 skip = chunk * (DEGREE + 1) * candidates;
-                multiply_by_polynomial<DEGREE>(top + skip, candidates, x, u, exponent, 1);
-                multiply_by_polynomial<DEGREE>(bottom + skip, candidates, x, v, exponent, -1);
-            }
-        }
+        double x[BATCH], u[BATCH], v[BATCH];
+        read_batch(eigenvalues, begin, at.end, x);
+        polynomials<DEGREE, CHUNKS>(CHUNKS > 0 ? kept_top : top, CHUNKS > 0 ? kept_bottom : bottom, candidates, chunks,
+                                    x, u, v);
         if (metric >= W2) {
-            total += distance_terms(x, w, u, v, exponent, last_square, start, deviation, metric);
+            distance_terms(x, u, v, last_square, start, deviation, metric);
+            total += weighted_sum(u, weights, begin, at.end);
             continue;
         }
-        inverse_ratios(x, u, v, exponent, last_square, start);
+        inverse_ratios(x, u, v, last_square, start);
         if (metric == JEFFREYS) {
-            total += jeffreys_terms(u, w);
+            jeffreys_terms(u);
+            total += weighted_sum(u, weights, begin, at.end);
             continue;
         }
         if (metric == REVERSE_KL) {
             UNROLL for (int j = 0; j < BATCH; j++) u[j] = quotient(1.0, u[j]);
         }
-        add_entropies(entropy, u, w, weights == nullptr && begin + BATCH <= at.end);
+        add_entropies(entropy, u, weights, begin, at.end);
     }
     partial[at.row * candidates + at.candidate] = metric < JEFFREYS ? entropy_total(entropy) : total;
 }
