@@ -322,8 +322,22 @@ def search_rivals(rows: list[dict]) -> list[str]:
     return table(["metric", "rival", "time", "median excess", "largest excess"], lines)
 
 
+def growth(points: list[dict]) -> tuple[float, float, float]:
+    """Return a and b of the least squares of a + b M, in seconds, relative to the times, and the largest misfit."""
+    sizes, seconds = ([p[key] for p in points] for key in ("candidates", "seconds"))
+    weights = [1.0 / t**2 for t in seconds]
+    w = sum(weights)
+    x = sum(a * m for a, m in zip(weights, sizes, strict=True)) / w
+    y = sum(a * t for a, t in zip(weights, seconds, strict=True)) / w
+    rows = list(zip(weights, sizes, seconds, strict=True))
+    slope = sum(a * (m - x) * (t - y) for a, m, t in rows) / sum(a * (m - x) ** 2 for a, m, _ in rows)
+    start = y - slope * x
+    return start, slope, max(abs((start + slope * m) / t - 1.0) for _, m, t in rows)
+
+
 def sweeps(result: dict) -> list[str]:
     """Return the rates of sweeps, and what a cluster costs."""
+    start, slope, misfit = growth(result["points"])
     full, dask, difference = result["full"], result["dask"], result["right"]["largest_relative_difference"]
     return [
         "Candidates of 10 steps on MNIST (784 eigenvalues), Karras' levels for EDM, screened to "
@@ -343,8 +357,9 @@ def sweeps(result: dict) -> list[str]:
             ],
         ),
         "",
-        f"Time grows as M^{result['exponent']:.2f}. The top {result['top']} of the most are those of exact evaluation "
-        f"without sweeps, with the",
+        f"Time is {start:.1f} s and {1e6 * slope:.2f} s a million candidates, which fits the rows to "
+        f"{100 * misfit:.0f} %.",
+        f"The top {result['top']} of the most are those of exact evaluation without sweeps, with the",
         f"same values {f'to {difference:.0e}' if difference else 'to the last bit'}. {full['candidates']:,} candidates "
         f"with all rows to disk take {full['seconds']:.1f} s and {full['bytes_per_row']:.1f} bytes a",
         f"row. Two Dask workers take {dask['workers_s']:.1f} s for {dask['candidates']:,} candidates where two threads "

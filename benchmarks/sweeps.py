@@ -145,14 +145,12 @@ def main() -> None:
             local = swept(10**7, threads=2)
             pairs.append((local["seconds"], swept(10**7, workers=2)["seconds"]))
     points = [*growth, large]
-    slope = np.polyfit(*(np.log([p[key] for p in points]) for key in ("candidates", "seconds")), 1)[0]
     plain = [{k: p[k] for k in ("candidates", "seconds", "peak_memory_MB")} for p in points]
     result = {
         **machine.description(),
         "top": TOP,
         "rtol": RTOL,
         "points": plain,
-        "exponent": float(slope),
         "right": check(large, whole),
         "full": {"candidates": rows["candidates"], "seconds": rows["seconds"], "peak_memory_MB": rows["peak_memory_MB"],
                  "bytes_per_row": disk / rows["candidates"]},

@@ -95,7 +95,46 @@ def test_files_and_addresses_that_do_not_exist(capsys, config, tmp_path):
     (tmp_path / "file").write_text("")
     status, _, err = run(capsys, "sweep", str(config), "--out", str(tmp_path / "file" / "r"))
     assert status == 2
-    assert "Not a directory; 0 of 1 chunks are written, and the same call goes on from there" in err
+    assert err.endswith(
+        "Not a directory; 0 of 1 chunks are written\n"
+    )  # nothing about going on, which it cannot
+    status, out, err = run(capsys, "sweep", str(tmp_path))
+    assert (status, out, err) == (
+        2,
+        "",
+        f"fastkl: error: {tmp_path}: is a folder; a sweep needs a TOML file\n",
+    )
+    assert run(capsys, "sweep", ".")[2] == "fastkl: error: .: is a folder; a sweep needs a TOML file\n"
+
+
+def test_a_stopped_sweep_says_how_far_it_came(capsys, config, monkeypatch):
+    def stopped(plan, number):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fastkl.sweeps.running.chunk_bytes", stopped)
+    status, out, err = run(capsys, "sweep", str(config))
+    assert (status, out) == (130, "")
+    assert "fastkl: stopped: 0 of 1 chunks are written, and the same call goes on from there\n" in err
+
+
+def test_a_sweep_without_one_value_fails(capsys, config):
+    config.write_text(CONFIG.replace('"ddpm_linear"', '"edm"').replace('family = "power_uniform"', 'family = "karras"')
+                      .replace("power = { start = 1.0, stop = 4.0, num = 50 }",
+                               "sigma_min = [3.0]\nsigma_max = [1.0, 2.0, 5.0]"))  # fmt: skip
+    assert run(capsys, "sweep", str(config))[0] == 0
+    config.write_text(config.read_text().replace("[3.0]", "[4.0]").replace("[1.0, 2.0, 5.0]", "[1.0, 4.0]"))
+    status, out, err = run(capsys, "sweep", str(config), "--out", str(config.parent / "none"), "--json")
+    assert status == 1
+    assert json.loads(out)["left_out"] == json.loads(out)["candidates"] == 8
+    assert err.endswith("fastkl: warning: not one candidate has levels that can be evaluated\n")
+
+
+def test_a_manifest_that_was_lost_is_told(capsys, config):
+    run(capsys, "sweep", str(config))
+    (config.parent / "few-results" / "manifest.json").unlink()
+    status, _, err = run(capsys, "sweep", str(config), "--json")
+    assert status == 0
+    assert "fastkl: warning: manifest.json: was damaged; it was written again\n" in err
 
 
 def test_on_a_cluster(config, tmp_path):

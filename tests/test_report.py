@@ -23,6 +23,14 @@ def report(tmp_path):
     return module
 
 
+def test_the_growth_of_sweeps_is_a_fixed_time_and_a_rate(report):
+    points = [{"candidates": m, "seconds": 2.0 + 1e-6 * m} for m in (10**6, 10**7, 10**8)]
+    start, slope, misfit = report.growth(points)
+    assert (start, slope, misfit) == (pytest.approx(2.0), pytest.approx(1e-6), pytest.approx(0.0, abs=1e-12))
+    points[1]["seconds"] *= 2.0
+    assert report.growth(points)[2] > 0.2
+
+
 def run(report, monkeypatch, *arguments):
     monkeypatch.setattr("sys.argv", ["report.py", *arguments])
     return report.main()

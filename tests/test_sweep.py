@@ -211,6 +211,49 @@ def test_searches_and_geodesics_compete_with_families():
         assert [row["value"] for row in group] == sorted(row["value"] for row in group)
 
 
+def test_a_search_and_a_candidate_of_the_same_levels_count_once():
+    """The search's levels are among the timesteps of a grid of all pairs."""
+    schedule = fastkl.NoiseSchedule.ddpm_linear(20)
+    best = fastkl.search(SPECTRA["digits"], schedule, 2)
+    power = [np.log(best.timesteps[1] / 19) / np.log(0.5)]  # steps 2: times 1 and 0.5**power
+    config = small(spectra=["digits"], schedules=[schedule], steps=2, families=[{"family": "power_uniform",
+                   "power": power}], searches=[{"refine": False}])  # fmt: skip
+    for samplers in (["ddim"], ["heun", {"function": "ddim", "name": "mine"}]):
+        rows = fastkl.sweep({**config, "samplers": samplers, "per": ["spectrum"]}).top.to_pylist()
+        same = [row for row in rows if row["sigmas"] == best.sigmas.tolist() and row["sampler"] != "heun"]
+        assert len(same) == 1
+        assert same[0]["sampler"] == ("ddim" if samplers == ["ddim"] else "mine")
+    twice = fastkl.sweep({**config, "distinct": False}).top.to_pylist()
+    assert sorted(row["generator"] for row in twice) == ["families[0]", "searches[0]"]
+
+
+def test_rows_name_the_table_that_made_them():
+    families = [{"family": "karras", "rho": 3.0}, {"family": "geodesic"}, {"family": "karras", "rho": 5.0}]
+    found = fastkl.sweep(small(spectra=["digits"], steps=4, families=families, searches=[{}, {"grid": 300}]))
+    rows = {row["generator"]: row for row in found.top.to_pylist()}
+    assert {name: row["family"] for name, row in rows.items()} == {
+        "families[0]": "karras", "families[1]": "geodesic", "families[2]": "karras",
+        "searches[0]": "search", "searches[1]": "search",
+    }  # fmt: skip
+    assert (rows["families[0]"]["rho"], rows["families[2]"]["rho"]) == (3.0, 5.0)
+
+
+def test_what_is_not_finite_has_no_value(tmp_path, monkeypatch):
+    """An evaluation that overflows is counted and null, and never among the best."""
+    real = fastkl.sweeps.evaluation.divergence
+
+    def overflowing(spectrum, levels, *rest, **options):
+        values = real(spectrum, levels, *rest, **options)
+        values[levels[:, 1] > np.median(levels[:, 1])] = np.inf
+        return values
+
+    monkeypatch.setattr("fastkl.sweeps.evaluation.divergence", overflowing)
+    found = fastkl.sweep(small(spectra=["digits"], steps=4, full=True, chunk=1000), tmp_path / "out")
+    values = all_rows(tmp_path / "out")["value"]
+    assert 0 < found.left_out == values.null_count < 600
+    assert np.isfinite(found.top["value"].to_numpy()).all()
+
+
 def test_budgets_of_evaluations():
     found = fastkl.sweep(
         small(steps=None, nfe=[10], samplers=["ddim", "heun", "plms"], per=["sampler"], top=1)
@@ -383,6 +426,18 @@ def test_ranges(spacing):
     few = Ranged(0.5, 32.0, 7, spacing).at(np.arange(7))
     wanted = np.linspace(0.5, 32.0, 7) if spacing == "linear" else np.geomspace(0.5, 32.0, 7)
     np.testing.assert_allclose(few, wanted, rtol=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("start", "stop"), [(1e-160, 1e160), (1e160, 1e-160), (1e-300, 1e300), (1e-300, 1e-299)]
+)
+def test_ranges_over_all_magnitudes(start, stop):
+    values = Ranged(start, stop, 1001, "log").at(np.arange(1001))
+    assert np.isfinite(values).all()
+    assert len(np.unique(values)) == 1001
+    assert (values[0], values[-1]) == (start, stop)
+    ratios = np.diff(np.log(values))
+    np.testing.assert_allclose(ratios, ratios.mean(), rtol=1e-9)
 
 
 def test_every_index_has_one_place():

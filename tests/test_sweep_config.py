@@ -142,13 +142,9 @@ BAD = [
         "samplers[0]: lms needs a finite first level; families[0] on schedules[0] starts at inf",
     ),
     ({"backend": "tpu"}, "backend: must be 'auto', 'cpu' or 'gpu' (got 'tpu')"),
-    (
-        {"backend": "gpu"},
-        "backend: must not be gpu here: backend = 'gpu': this version of fastkl has no GPU kernels",
-    ),
     ({"searches": [{"proof": True}]}, "searches[0].proof: no such key"),
     (
-        {"searches": [{}], "schedules": ["flow"], "steps": [3, 1]},
+        {"searches": [{}], "schedules": ["flow"], "steps": [3, 1], "metrics": ["w2"]},
         "steps[1]: must be within 2 and 1000 for searches[0]",
     ),
     (
@@ -158,6 +154,52 @@ BAD = [
     (
         {"samplers": [{"function": "prk", "middles": [3.0, 2.0, 1.0]}]},
         "samplers[0]: prk(middles=(3.0, 2.0, 1.0)) has",
+    ),
+    (
+        {"families": [{**KARRAS, "rho": {"start": 1.0, "stop": 10**400, "num": 3}}]},
+        "families[0].rho.stop: must be",
+    ),
+    (
+        {"families": [{**KARRAS, "rho": 10**400}]},
+        "families[0].rho: must be finite (got a number above 1e308)",
+    ),
+    ({"families": [{**KARRAS, "rho": [7.0, 10**400]}]}, "families[0].rho[1]: must be finite"),
+    ({"spectra": [{"preset": "mnist", "floor": 10**400}]}, "spectra[0].floor: "),
+    ({"schedules": [{"kind": "edm", "sigma_max": 10**400}]}, "schedules[0]: "),
+    (
+        {"families": [{**KARRAS, "rho": {"start": -1e308, "stop": 1e308, "num": 3}}]},
+        "families[0].rho: a range must not be longer than the largest number",
+    ),
+    (
+        {"spectra": [{"power_law": {"dim": 9, "exponent": {"start": 0.5, "stop": 2.0, "num": 10**14}}}]},
+        "spectra[0].power_law.exponent: must be at most 1000000 values (got 100000000000000)",
+    ),
+    ({"samplers": [{"function": "ddim", "name": 3}]}, "samplers[0].name: must be a string (got 3)"),
+    (
+        {"samplers": [{"function": "ddim", "eta": 0.5, "name": "ddim"}]},
+        "samplers[0].name: must not be 'ddim', which is another sampler",
+    ),
+    (
+        {"spectra": [fastkl.Spectrum([0.0, 0.0])], "metrics": ["w2"], "searches": [{}]},
+        "searches[0]: needs an eigenvalue above 0, which the spectrum 'spectra[0]' has not",
+    ),
+    (
+        {"schedules": ["flow"], "families": [{"family": "uniform"}], "steps": [3, 1]},
+        "steps[1]: must be more than one step for families[0] on schedules[0], which starts at inf",
+    ),
+    (
+        {
+            "schedules": ["flow"],
+            "families": [{"family": "uniform"}],
+            "steps": None,
+            "nfe": [2],
+            "samplers": ["heun"],
+        },
+        "nfe[0]: must be more than one step for families[0] on schedules[0]",
+    ),
+    (
+        {"schedules": [{"kind": "ddpm_linear", "num_train_timesteps": 9}], "steps": None, "nfe": [10]},
+        "nfe[0]: must be at most 9, the timesteps of schedules[0] (got 10)",
     ),
     ({"searches": [{"grid": 1}]}, "searches[0].grid: must be greater than or equal to 2 (got 1)"),
 ]
@@ -174,6 +216,13 @@ def test_bad_configurations(changes, message, tmp_path, monkeypatch):
     with pytest.raises(ValueError) as caught:
         fastkl.sweep(config, "out")
     assert message in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_gpu_that_is_not_there_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("fastkl._gpu_device.missing", lambda: "no driver")
+    with pytest.raises(ValueError, match=r"^backend: must not be gpu here: .*no driver"):
+        fastkl.sweep(small(backend="gpu"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -195,6 +244,47 @@ def test_lists_may_be_written_in_other_ways(steps):
     assert fastkl.sweep(small(steps=steps)).config_hash == fastkl.sweep(small()).config_hash
     single = fastkl.sweep(small(steps=4, spectra="mnist", metrics="kl", samplers="ddim", per="spectrum"))
     assert single.candidates == 600
+
+
+def test_numbers_of_numpy_and_single_objects():
+    plain = small(
+        steps=4, top=2, spectra=[fastkl.Spectrum.preset("digits")], schedules=[fastkl.NoiseSchedule.edm()]
+    )
+    other = small(
+        steps=np.int64(4), top=np.int64(2), chunk=np.int32(100), rtol=np.float64(1e-8), distinct=np.bool_(True),
+        spectra=fastkl.Spectrum.preset("digits"), schedules=fastkl.NoiseSchedule.edm(),
+        samplers=fastkl.samplers.get("ddim"),
+    )  # fmt: skip
+    plain["samplers"] = [fastkl.samplers.get("ddim")]
+    assert fastkl.sweep(other).top.equals(fastkl.sweep(plain).top)
+    assert fastkl.sweep(other).config_hash == fastkl.sweep(plain).config_hash
+    assert fastkl.sweep(small(steps=[np.int64(4), 6])).config_hash == fastkl.sweep(small()).config_hash
+
+
+def test_one_step_from_inf_is_for_w2():
+    found = fastkl.sweep(small(schedules=["flow"], families=[{"family": "uniform"}], steps=1, metrics="w2"))
+    assert found.left_out == 0
+    assert np.isfinite(found.top["value"].to_numpy()).all()
+
+
+def test_evaluations_are_compared_as_steps_with_timesteps():
+    """12 evaluations of Heun's are 6 steps, which 9 timesteps allow."""
+    nine = {"kind": "ddpm_linear", "num_train_timesteps": 9}
+    config = small(
+        schedules=[nine], steps=None, nfe=[12], samplers=["heun"], families=[{"family": "uniform"}]
+    )
+    assert set(fastkl.sweep(config).top["steps"].to_pylist()) == {6}
+
+
+def test_patterns_in_a_folder_with_brackets_and_names_with_brackets(tmp_path, monkeypatch):
+    folder = tmp_path / "a[1]"
+    folder.mkdir()
+    for name in ("s1.npy", "s2.npy", "t[1].npy", "t1.npy"):
+        np.save(folder / name, np.array([1.0, 0.1]))
+    text = 'schedules = ["edm"]\nsteps = 3\n[[families]]\nfamily = "karras"\n'
+    for given, names in (("s*.npy", ["s1", "s2"]), ("t[1].npy", ["t[1]"]), ("s[2].npy", ["s2"])):
+        (folder / "x.toml").write_text(f'spectra = [{{ file = "{given}" }}]\n{text}')
+        assert fastkl.sweep(folder / "x.toml").top["spectrum"].to_pylist() == names
 
 
 @pytest.mark.parametrize("config", [3, None, [("steps", 3)]])

@@ -13,6 +13,7 @@ from fastkl import __version__
 from fastkl.cli.errors import InputError
 from fastkl.cli.options import add_json, add_threads
 from fastkl.cli.printing import digits, line, print_json, require_rich, table
+from fastkl.cli.spectrum import warnings_in_lines
 
 if TYPE_CHECKING:
     from fastkl.sweeps.result import SweepResult
@@ -26,7 +27,6 @@ DESCRIPTION = (
     "Parquet files. A run that was killed goes on where it was when the same command is given again."
 )
 SHOWN, FEW, MOST = 3, 4, 100  # ranks shown of each of few groups; rows shown at most
-PARAMETERS = ("spacing", "power", "rho", "gamma", "sigma_min", "sigma_max")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,18 +47,28 @@ def run(arguments: argparse.Namespace) -> int:
     if not arguments.json:
         require_rich()
     config = Path(arguments.config)
+    if config.is_dir():
+        raise InputError(f"{arguments.config}: is a folder; a sweep needs a TOML file")
     out = Path(arguments.out) if arguments.out else config.with_name(f"{config.stem}-results")
     import fastkl
 
     try:
-        with cluster(arguments.dask) as client:
+        with cluster(arguments.dask) as client, warnings_in_lines():
             found = fastkl.sweep(config, out, client=client, progress=True, num_threads=arguments.threads)
+    except KeyboardInterrupt as stop:
+        for note in getattr(stop, "__notes__", ()):
+            print(f"fastkl: stopped: {note}", file=sys.stderr)
+        raise
     except ImportError as error:  # of an extra, which the message names
         raise InputError(str(error)) from None
     for name in found.damaged:
-        print(f"fastkl: warning: {name}: was damaged; its chunk was evaluated again", file=sys.stderr)
+        again = "it was written again" if name == "manifest.json" else "its chunk was evaluated again"
+        print(f"fastkl: warning: {name}: was damaged; {again}", file=sys.stderr)
     report = summary(arguments.config, found)
     print_json(report) if arguments.json else print_summary(report, found)
+    if found.left_out == found.candidates:
+        print("fastkl: warning: not one candidate has levels that can be evaluated", file=sys.stderr)
+        return 1
     return 0
 
 
@@ -119,5 +129,8 @@ def print_summary(report: dict[str, Any], found: SweepResult) -> None:
 
 def shown(row: dict[str, Any], columns: list[tuple[str, str]]) -> list[str]:
     """Return the cells of a row."""
-    parameters = ", ".join(f"{key}={digits(row[key])}" for key in PARAMETERS if row[key] is not None)
+    from fastkl.sweeps.generation import PARAMETERS
+
+    keys = [key for key in ("spacing", *PARAMETERS) if row[key] is not None]
+    parameters = ", ".join(f"{key}={digits(row[key])}" for key in keys)
     return [digits({**row, "parameters": parameters}[name]) for name, _ in columns]

@@ -53,8 +53,8 @@ def sweep(
     Returns
     -------
     SweepResult
-        The best candidates, and where all results are. They have the same bits whatever the number of threads or
-        workers, and whatever was interrupted.
+        The best candidates, and where all results are. With the same versions on processors of one kind they have the
+        same bits whatever the number of threads or workers, and whatever was interrupted.
 
     Raises
     ------
@@ -66,13 +66,14 @@ def sweep(
     BlockingIOError
         If another process is writing to the folder.
     OSError
-        If a file cannot be written. What is written stays, and the same call goes on from there.
+        If a file cannot be read or written. What is written stays; after a full or read-only disk the same call goes on
+        from there, as it does after Ctrl-C.
     ImportError
         If pydantic and pyarrow, or dask.distributed where it is needed, are not installed.
 
     Notes
     -----
-    Keys of the configuration; a list may be a single value where that is a name or a number:
+    Keys of the configuration; a list may be a single value where that is a name, a number or an object:
 
     - ``spectra``: presets' names, or tables with one of ``preset``, ``file`` (as `fastkl rank` takes it, or a pattern
       such as ``"spectra/*.npz"`` for many), ``power_law`` (``dim``, ``exponent`` and ``mean_variance``; several
@@ -103,7 +104,14 @@ def sweep(
     search takes 10 to 300 ms. Memory: some 250 MB with two threads, 350 MB if all rows are written, whatever the number
     of candidates. The top is right as far as `rtol` is: a candidate is excluded only if its value to `rtol` is beyond
     the last of the best by more than four times that. Equal values are in order of index, the number of a candidate in
-    the product above (the last list varies fastest), after all grids the geodesics and after these the searches.
+    the product above (the last list varies fastest), after all grids the geodesics and after these the searches. The
+    column ``generator`` says which family or search a row is of: ``families[0]``, ``searches[1]``.
+
+    Chunks say with which versions of NumPy and numba they were evaluated, and with what arithmetic: NumPy's functions
+    differ in the last bit between kinds of processors. Where a folder or a cluster mixes them, a warning says so, and
+    the chunks are used: values then agree to some 1e-12 instead of to the last bit. A damaged chunk is evaluated
+    again, and a damaged or lost manifest written again if every chunk is of this configuration and version. In a folder
+    that holds anything else nothing is touched.
 
     References
     ----------

@@ -60,7 +60,9 @@ class Ranged:
         """Return the values at indices; the ends are exact and rounding leads to none beyond them."""
         share = indices / max(self.num - 1, 1)
         if self.spacing == "log":
-            values = self.start * np.exp(share * math.log(self.stop / self.start))
+            span = math.log(self.stop) - math.log(self.start)
+            near = share <= 0.5  # each half from its own end, so that no ratio overflows
+            values = np.where(near, self.start, self.stop) * np.exp(np.where(near, share, share - 1.0) * span)
         else:
             values = self.start + share * (self.stop - self.start)
         values = np.clip(values, *self.bounds())

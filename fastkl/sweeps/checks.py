@@ -89,11 +89,26 @@ def check_budgets(plan: Plan) -> None:
                 raise ValueError(
                     f"steps[{b}]: must be at least {sampler.least_steps} for {name} (got {budget})"
                 )
-        for s, schedule in enumerate(plan.schedules):
-            count = schedule.num_train_timesteps
-            if count is not None and budget > count:
+            if plan.config.families:
+                check_steps(plan, f"{key}[{b}]", budget, name, steps)
+
+
+def check_steps(plan: Plan, where: str, budget: int, name: str, steps: int) -> None:
+    """Raise if a schedule has fewer timesteps than steps, or if one step is to lead from inf to 0."""
+    for s, schedule in enumerate(plan.schedules):
+        count = schedule.num_train_timesteps
+        if count is not None and steps > count:
+            made = "" if steps == budget else f"; {name} does {steps} steps"
+            raise ValueError(
+                f"{where}: must be at most {count}, the timesteps of schedules[{s}] (got {budget}{made})"
+            )
+        if steps > 1 or math.isfinite(schedule.sigma_max) or plan.metrics == ["w2"]:
+            continue
+        for f, family in enumerate(plan.config.families):
+            if getattr(family, "sigma_max", None) is None:
                 raise ValueError(
-                    f"{key}[{b}]: must be at most {count}, the timesteps of schedules[{s}] (got {budget})"
+                    f"{where}: must be more than one step for families[{f}] on schedules[{s}], which starts at inf: "
+                    f"only w2 is finite then (got {budget})"
                 )
 
 
@@ -123,6 +138,11 @@ def check_searches(plan: Plan) -> None:
     """Raise if a schedule's levels are too few for a search, or a step from inf to 0 is all that there would be."""
     key = "steps" if plan.config.nfe is None else "nfe"  # DDIM evaluates once a step
     for i, options in enumerate(plan.config.searches):
+        for name, spectrum in zip(plan.spectrum_names, plan.spectra, strict=True):
+            if not spectrum.eigenvalues.any():
+                raise ValueError(
+                    f"searches[{i}]: needs an eigenvalue above 0, which the spectrum {name!r} has not"
+                )
         for s, schedule in enumerate(plan.schedules):
             count = schedule.num_train_timesteps or options.grid
             fewest = 2 if math.isinf(schedule.sigma_max) and not options.free_start else 1

@@ -8,7 +8,7 @@ import tomllib
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
 from pydantic import (
@@ -22,6 +22,10 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from fastkl._sampler_base import Sampler
+from fastkl.moments import SpectrumMoments
+from fastkl.schedule import NoiseSchedule
+from fastkl.spectrum import Spectrum
 from fastkl.sweeps.axes import Listed, Ranged
 
 __all__ = ["AXES", "FAMILIES", "Family", "Geodesic", "Random", "Search", "SweepConfig", "Uniform", "load"]
@@ -49,6 +53,8 @@ class RangeTable(Model):
     def _both_ends(self) -> RangeTable:
         if self.spacing == "log" and not (self.start > 0.0 and self.stop > 0.0):
             raise ValueError("a range with spacing = 'log' must begin and end above 0")
+        if not math.isfinite(self.stop - self.start):
+            raise ValueError("a range must not be longer than the largest number")
         if self.num == 1 and self.start != self.stop:
             raise ValueError("a range of one value must begin and end with it")
         return self
@@ -84,9 +90,13 @@ def number(value: Any, where: str) -> float:
         raise refuse(
             f"must be a number, a list of numbers or a table of start, stop, num (got {value!r})", where
         )
-    if not math.isfinite(value):
+    try:
+        found = float(value)
+    except OverflowError:
+        raise refuse("must be finite (got a number above 1e308)", where) from None
+    if not math.isfinite(found):
         raise refuse(f"must be finite (got {value!r})", where)
-    return float(value)
+    return found
 
 
 def positive_axis(value: Any) -> Listed | Ranged:
@@ -107,11 +117,20 @@ def level_axis(value: Any) -> Listed | Ranged:
 
 def as_list(value: Any) -> Any:
     """Let one value stand for a list of one, and a tuple, a range or an array of integers for a list."""
-    if isinstance(value, str | int):
+    if isinstance(value, str | int | Spectrum | SpectrumMoments | NoiseSchedule | Sampler):
         return [value]
-    if isinstance(value, tuple | range) or (isinstance(value, np.ndarray) and value.dtype.kind == "i"):
-        return [item.item() if isinstance(item, np.integer) else item for item in value]
+    if isinstance(value, tuple | range) or (isinstance(value, np.ndarray) and value.dtype.kind in "iu"):
+        return plain(list(value))
     return value
+
+
+def plain(value: Any) -> Any:
+    """Return tables and lists with Python's numbers in place of NumPy's; anything else as it is."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [plain(item) for item in value]
+    return value.item() if isinstance(value, np.number | np.bool_) else value
 
 
 Positive = Annotated[Any, BeforeValidator(positive_axis)]
@@ -224,6 +243,9 @@ AnyFamily = Annotated[
     Uniform | Quadratic | PowerUniform | Karras | Exponential | Tangent | Random | Geodesic,
     Field(discriminator="family"),
 ]
+FAMILIES: tuple[str, ...] = tuple(
+    get_args(kind.model_fields["family"].annotation)[0] for kind in get_args(get_args(AnyFamily)[0])
+)
 
 
 class Search(Model):
@@ -297,15 +319,12 @@ def load(config: Mapping[str, Any] | str | PathLike[str]) -> tuple[SweepConfig, 
 def validated(table: dict[str, Any]) -> SweepConfig:
     """Return the configuration, or raise one ValueError about the first few keys that break a rule."""
     try:
-        return SweepConfig.model_validate(table)
+        return SweepConfig.model_validate(plain(table))
     except ValidationError as error:
         found = error.errors()
     lines = [f"{path_of(e['loc'], e.get('ctx', {}).get('where', ''))}: {rule_of(e)}" for e in found]
     more = f"; and {len(lines) - MOST_SHOWN} more" if len(lines) > MOST_SHOWN else ""
     raise ValueError(f"configuration: {'; '.join(lines[:MOST_SHOWN])}{more}") from None
-
-
-FAMILIES = ("uniform", "quadratic", "power_uniform", "karras", "exponential", "tangent", "random", "geodesic")
 
 
 def path_of(loc: tuple[int | str, ...], where: str = "") -> str:

@@ -12,18 +12,25 @@ from fastkl._search import search
 from fastkl._stand_in import SHARE
 from fastkl.evaluate import divergence
 from fastkl.sweeps.best import Best
-from fastkl.sweeps.config import Family, Geodesic, Search
+from fastkl.sweeps.config import Geodesic, Search
 from fastkl.sweeps.generation import levels_of
+from fastkl.sweeps.numerics import numerics
 from fastkl.sweeps.plan import Cell, Part, Plan
-from fastkl.sweeps.tables import chunk_schema, rows_of_cell, serialised, table_of
+from fastkl.sweeps.tables import Rows, chunk_schema, serialised
 
-__all__ = ["Groups", "cell_levels", "chunk_bytes", "cut_to_cells", "evaluated", "problem_of"]
+__all__ = ["Groups", "block_of", "cell_levels", "chunk_bytes", "cut_to_cells", "evaluated", "problem_of"]
 
 Array = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
-BLOCK = 1 << 13  # candidates evaluated together: their arrays stay in the cache
+BLOCK, BLOCK_LEVELS = 1 << 13, 1 << 20  # candidates evaluated together at most, and their levels
+CACHED = 1 << 25  # bytes of levels that are kept for neighbouring cells
 SLACK = 4.0  # errors of size rtol that the least values of two evaluations may differ by, with some room
+
+
+def block_of(steps: int) -> int:
+    """Return how many candidates of so many steps are evaluated together."""
+    return max(1, min(BLOCK, BLOCK_LEVELS // (steps + 1)))
 
 
 class Groups:
@@ -46,8 +53,7 @@ class Groups:
 
 def problem_of(plan: Plan, part: Part, cell: Cell) -> tuple[int | str, ...]:
     """Return what candidates must share, besides their levels, to be the same one."""
-    sampler = cell.sampler if isinstance(part.generators[cell.generator], Family) else -1
-    return cell.schedule, sampler, cell.spectrum, cell.metric, plan.prior(cell)
+    return cell.schedule, plan.sampler_place(part, cell), cell.spectrum, cell.metric, plan.prior(cell)
 
 
 def chunk_bytes(plan: Plan, number: int) -> bytes:
@@ -58,32 +64,27 @@ def chunk_bytes(plan: Plan, number: int) -> bytes:
 def chunk_table(plan: Plan, number: int) -> pa.Table:
     """Evaluate a chunk: all rows if full results are wanted, else those that may be among the best."""
     part, begin, end = plan.chunk_range(number)
-    if isinstance(part.generators[0], Search | Geodesic):
-        batches, left_out = slow_rows(plan, part, begin, end)
-    else:
-        batches, left_out = fast_rows(plan, part, begin, end)
-    schema = chunk_schema(plan, chunk=number, first=begin, last=end - 1, left_out=left_out)
-    return table_of(batches, schema)
+    rows = Rows(plan, chunk_schema(plan))
+    fill = slow_rows if isinstance(part.generators[0], Search | Geodesic) else fast_rows
+    left_out = fill(plan, part, begin, end, rows)
+    return rows.table(chunk=number, first=begin, last=end - 1, left_out=left_out,
+                      numerics=numerics(plan.config.backend))  # fmt: skip
 
 
-def slow_rows(plan: Plan, part: Part, begin: int, end: int) -> tuple[list[dict[str, Any]], int]:
-    """Evaluate searches or geodesics one by one; their levels are kept with them."""
-    batches, left_out = [], 0
+def slow_rows(plan: Plan, part: Part, begin: int, end: int, rows: Rows) -> int:
+    """Evaluate searches or geodesics one by one; their levels are kept with them. Return how many have no value."""
+    left_out = 0
     first, cache = part.first_index, LevelCache(plan, part)
     for cell, index, low, _ in part.product.segments(begin - first, end - first):
         row = searched(plan, part, cell) if isinstance(plan.generator(part, cell), Search) else None
         if row is None:
             levels, valid = cache.levels(cell, np.array([low]))
             values = values_of(plan, part, cell, levels, valid)
-            left_out += int(not valid[0])
-            row = {
-                "value": values,
-                "sigmas": pa.array([levels[0] if valid[0] else None], pa.list_(pa.float64())),
-            }
+            row = {"value": values, "sigmas": [None if np.isnan(values[0]) else levels[0]]}
         values = row.pop("value")
-        indices = np.array([first + index])
-        batches.append(rows_of_cell(plan, part, cell, np.array([low]), indices, values, **row))
-    return batches, left_out
+        left_out += int(np.isnan(values[0]))
+        rows.add(part, cell, np.array([low]), np.array([first + index]), values, **row)
+    return left_out
 
 
 def searched(plan: Plan, part: Part, cell: Cell) -> dict[str, Any]:
@@ -102,37 +103,36 @@ def searched(plan: Plan, part: Part, cell: Cell) -> dict[str, Any]:
     )
     refined = options.refine and found.refined_sigmas is not None
     return {
-        "value": np.array([found.refined_value if refined else found.value]),
-        "sigmas": pa.array([found.refined_sigmas if refined else found.sigmas], pa.list_(pa.float64())),
-        "lower_bound": pa.array([found.lower_bound], pa.float64()),
-        "proved_optimal": pa.array([found.proved_optimal]),
+        "value": finite(np.array([found.refined_value if refined else found.value])),
+        "sigmas": [found.refined_sigmas if refined else found.sigmas],
+        "lower_bound": [found.lower_bound],
+        "proved_optimal": [found.proved_optimal],
     }
 
 
-def fast_rows(plan: Plan, part: Part, begin: int, end: int) -> tuple[list[dict[str, Any]], int]:
-    """Evaluate candidates of grids block by block."""
+def fast_rows(plan: Plan, part: Part, begin: int, end: int, rows: Rows) -> int:
+    """Evaluate candidates of grids block by block; return how many have no value."""
     groups, cache = Groups(plan), LevelCache(plan, part)
-    batches, left_out, first = [], 0, part.first_index
+    left_out, first = 0, part.first_index
     for cell, index, low, high in part.product.segments(begin - first, end - first):
-        for at in range(low, high, BLOCK):
-            places = np.arange(at, min(at + BLOCK, high))
+        block = block_of(plan.steps(part, cell))
+        for at in range(low, high, block):
+            places = np.arange(at, min(at + block, high))
             indices = first + index + places - low
             levels, valid = cache.levels(cell, places)
             values = values_of(plan, part, cell, levels, valid)
-            left_out += int(len(valid) - valid.sum())
+            left_out += int(np.isnan(values).sum())
             if plan.config.full:
-                batches.append(rows_of_cell(plan, part, cell, places, indices, values))
+                rows.add(part, cell, places, indices, values)
             else:
                 groups.of(part, cell).add(values, indices, problem_of(plan, part, cell), levels)
     if plan.config.full:
-        return batches, left_out
+        return left_out
     kept = sorted((record.index, record.value) for best in groups.best.values() for record in best.records())
-    for cell, places, indices, rows in cut_to_cells(
-        plan, np.array([index for index, _ in kept], dtype=np.int64)
-    ):
-        values = np.array([kept[i][1] for i in rows])
-        batches.append(rows_of_cell(plan, part, cell, places, indices, values))
-    return batches, left_out
+    numbers, found = np.array([index for index, _ in kept], dtype=np.int64), np.array([v for _, v in kept])
+    for cell, places, indices, which in cut_to_cells(plan, numbers):
+        rows.add(part, cell, places, indices, found[which.start : which.stop])
+    return left_out
 
 
 class LevelCache:
@@ -148,10 +148,16 @@ class LevelCache:
         own = cell.spectrum if isinstance(self._plan.generator(self._part, cell), Geodesic) else -1
         key = (cell.schedule, steps, cell.generator, own, int(places[0]), len(places))
         if key not in self._kept:
-            if len(self._kept) >= 4:
+            found = cell_levels(self._plan, self._part, cell, places)
+            while self._kept and len(self._kept) >= self._most(found[0].nbytes):
                 self._kept.pop(next(iter(self._kept)))
-            self._kept[key] = cell_levels(self._plan, self._part, cell, places)
+            self._kept[key] = found
         return self._kept[key]
+
+    @staticmethod
+    def _most(size: int) -> int:
+        """Return how many blocks of so many bytes are kept, one of which is the newest."""
+        return min(4, max(1, CACHED // max(size, 1)))
 
 
 def cell_levels(plan: Plan, part: Part, cell: Cell, places: Integers) -> tuple[Array, NDArray[np.bool_]]:
@@ -191,7 +197,12 @@ def evaluated(plan: Plan, part: Part, cell: Cell, levels: Array, rtol: float) ->
         rtol = 0.0
     values: Array = divergence(spectrum, levels, plan.metrics[cell.metric], sampler, plan.prior(cell),
                                plan.config.backend, rtol, num_threads=1)  # fmt: skip
-    return values
+    return finite(values)
+
+
+def finite(values: Array) -> Array:
+    """Return values with nan, which stands for none, in place of what is not finite."""
+    return np.where(np.isfinite(values), values, np.nan)
 
 
 def cut_to_cells(plan: Plan, indices: Integers) -> Any:

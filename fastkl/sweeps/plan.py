@@ -19,7 +19,7 @@ from fastkl.schedule import NoiseSchedule
 from fastkl.spectrum import Spectrum
 from fastkl.sweeps.config import FAMILIES, Family, Geodesic, Random, Search, SweepConfig
 
-__all__ = ["Cell", "Plan", "Product", "flattened"]
+__all__ = ["Cell", "Plan", "Product", "flattened", "hashed"]
 
 MOST = 2**62  # candidates: their indices are 64-bit integers
 CHUNK_WORK = 1 << 29  # (eigenvalue, step) pairs of a chunk, about a second of one thread
@@ -92,6 +92,7 @@ class Part(NamedTuple):
 
     product: Product
     generators: tuple[Any, ...]
+    paths: tuple[str, ...]  # of the generators in the configuration
     length: int  # of its chunks
     first_index: int
     first_chunk: int
@@ -125,22 +126,20 @@ class Plan:
 
     def _parts(self) -> tuple[Part, ...]:
         """Cut the sweep: grids, geodesics and searches, whose candidates cost so differently."""
-        grids = tuple(f for f in self.config.families if not isinstance(f, Geodesic))
-        geodesics = tuple(f for f in self.config.families if isinstance(f, Geodesic))
-        searches = tuple(self.config.searches)
+        families = [(f, f"families[{i}]") for i, f in enumerate(self.config.families)]
+        grids = [pair for pair in families if not isinstance(pair[0], Geodesic)]
+        geodesics = [pair for pair in families if isinstance(pair[0], Geodesic)]
+        searches = [(search, f"searches[{i}]") for i, search in enumerate(self.config.searches)]
         parts: list[Part] = []
-        for generators, samplers in (
-            (grids, len(self.samplers)),
-            (geodesics, len(self.samplers)),
-            (searches, 1),
-        ):
+        for made, samplers in ((grids, len(self.samplers)), (geodesics, len(self.samplers)), (searches, 1)):
+            generators, paths = tuple(g for g, _ in made), tuple(path for _, path in made)
             sizes = tuple(1 if isinstance(g, Search) else g.size() for g in generators)
             product = Product(len(self.schedules), len(self.budgets), samplers, sizes, len(self.spectra),
                               len(self.metrics), len(self.priors))  # fmt: skip
-            length = self._chunk_length(product.size) if generators is grids else SLOW_CHUNK
+            length = self._chunk_length(product.size) if made is grids else SLOW_CHUNK
             first = (parts[-1].first_index + parts[-1].product.size) if parts else 0
             chunk = (parts[-1].first_chunk + parts[-1].chunks) if parts else 0
-            parts.append(Part(product, generators, length, first, chunk))
+            parts.append(Part(product, generators, paths, length, first, chunk))
         return tuple(part for part in parts if part.product.size)
 
     @cached_property
@@ -192,11 +191,23 @@ class Plan:
 
     def sampler_of(self, part: Part, cell: Cell) -> tuple[str, Sampler]:
         """Return name and sampler of a cell; searches are for DDIM."""
-        if isinstance(self.generator(part, cell), Search):
+        place = self.sampler_place(part, cell)
+        if place == len(self.samplers):
             from fastkl.samplers import get
 
             return "ddim", get("ddim")
-        return self.sampler_names[cell.sampler], self.samplers[cell.sampler]
+        return self.sampler_names[place], self.samplers[place]
+
+    def sampler_place(self, part: Part, cell: Cell) -> int:
+        """Return the number of a cell's sampler; a search's is that of DDIM, one more than there are if none is."""
+        if not isinstance(self.generator(part, cell), Search):
+            return cell.sampler
+        places = (i for i, sampler in enumerate(self.samplers) if sampler.is_ddim)
+        return next(places, len(self.samplers))
+
+    def path_of(self, part: Part, cell: Cell) -> str:
+        """Return where in the configuration a cell's family or search is: families[0] or searches[0]."""
+        return part.paths[cell.generator]
 
     def steps(self, part: Part, cell: Cell) -> int:
         """Return the number of steps of a cell."""
@@ -215,18 +226,13 @@ class Plan:
         places = {
             "spectrum": cell.spectrum,
             "schedule": cell.schedule,
-            "sampler": self._place_of_ddim if searched else cell.sampler,
+            "sampler": self.sampler_place(part, cell),
             "family": len(FAMILIES) if searched else FAMILIES.index(family.family),  # type: ignore[union-attr]
             "steps": cell.budget,
             "metric": cell.metric,
             "prior": PRIORS.index(self.prior(cell)),
         }
         return tuple(places[key] for key in self.config.per)
-
-    @property
-    def _place_of_ddim(self) -> int:
-        names = self.sampler_names
-        return names.index("ddim") if "ddim" in names else len(names)
 
     def seeds(self) -> list[int]:
         """Return the seeds of random candidates."""
@@ -261,8 +267,13 @@ class Plan:
     @cached_property
     def config_hash(self) -> str:
         """Return the digest of the canonical configuration."""
-        text = json.dumps(self.canonical(), sort_keys=True, allow_nan=False)
-        return hashlib.sha256(text.encode()).hexdigest()
+        return hashed(self.canonical())
+
+
+def hashed(canonical: dict[str, Any]) -> str:
+    """Return the digest of a canonical configuration, whether or not it has been written as JSON and read back."""
+    text = json.dumps(canonical, sort_keys=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def flattened(value: Any, path: str = "") -> dict[str, Any]:

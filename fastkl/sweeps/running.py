@@ -16,7 +16,8 @@ from fastkl._threads import run_all, thread_count
 from fastkl.sweeps.checks import check
 from fastkl.sweeps.config import load
 from fastkl.sweeps.evaluation import chunk_bytes
-from fastkl.sweeps.merging import top_table
+from fastkl.sweeps.merging import Merger
+from fastkl.sweeps.numerics import numerics, warn_of_others
 from fastkl.sweeps.plan import Plan
 from fastkl.sweeps.progress import reporting
 from fastkl.sweeps.result import SweepResult
@@ -26,7 +27,7 @@ from fastkl.sweeps.sources import (
     resolved_schedules,
     resolved_spectra,
 )
-from fastkl.sweeps.store import Store, write_whole
+from fastkl.sweeps.store import TOP, Store, write_whole
 from fastkl.sweeps.tables import serialised
 
 __all__ = ["plan_of", "run"]
@@ -87,15 +88,18 @@ def on_disk(
                 advance(length(plan, number))
 
             run_chunks(plan, store.missing(), finished, client, threads)
-        top = top_table(plan, store.tables())
-        write_whole(folder / "top.parquet", serialised(top))
+        merger = Merger(plan)
+        for table in store.tables():
+            merger.take(table)
+        top = merger.top()
+        write_whole(folder / TOP, serialised(top))
         return SweepResult(
             top=top,
             folder=folder,
             config_hash=plan.config_hash,
             candidates=plan.size,
             evaluated_now=plan.size - before,
-            left_out=store.left_out(),
+            left_out=merger.left_out,
             damaged=tuple(store.damaged),
             seconds=time.perf_counter() - began,
             plan=plan,
@@ -103,22 +107,23 @@ def on_disk(
 
 
 def in_memory(plan: Plan, client: Any, progress: ProgressOption, threads: int, began: float) -> SweepResult:
-    """Run a sweep whose few rows are kept in memory."""
-    tables: dict[int, pa.Table] = {}
+    """Run a sweep of which only the best are kept."""
+    merger = Merger(plan)
     with reporting(progress, plan.size, 0) as advance:
 
         def finished(number: int, content: bytes) -> None:
-            tables[number] = pq.read_table(pa.BufferReader(content))
+            merger.take(pq.read_table(pa.BufferReader(content)))
             advance(length(plan, number))
 
         run_chunks(plan, iter(range(plan.chunks)), finished, client, threads)
+    warn_of_others("sweep", merger.numerics, numerics(plan.config.backend))
     return SweepResult(
-        top=top_table(plan, (tables[number] for number in sorted(tables))),
+        top=merger.top(),
         folder=None,
         config_hash=plan.config_hash,
         candidates=plan.size,
         evaluated_now=plan.size,
-        left_out=sum(int(t.schema.metadata[b"fastkl.left_out"]) for t in tables.values()),
+        left_out=merger.left_out,
         damaged=(),
         seconds=time.perf_counter() - began,
         plan=plan,

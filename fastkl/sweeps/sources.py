@@ -23,6 +23,7 @@ __all__ = ["Moments", "digest", "resolved_samplers", "resolved_schedules", "reso
 
 KINDS = ("ddpm_linear", "scaled_linear", "cosine", "sigmoid", "edm", "flow", "tangent")
 SOURCES = ("preset", "file", "power_law", "chunks", "spectrum")
+MOST_SPECTRA = 10**6  # of one power law
 Moments = Callable[[list[Any]], SpectrumMoments]  # of the chunks of one spectrum
 
 
@@ -60,9 +61,7 @@ def spectra_of(
     for key in entry:
         if key not in (*SOURCES, "name", "floor"):
             raise ValueError(f"{path}.{key}: no such key")
-    source, name = keys[0], entry.get("name")
-    if name is not None and not isinstance(name, str):
-        raise ValueError(f"{path}.name: must be a string (got {name!r})")
+    source, name = keys[0], checked_name(path, entry.get("name"))
     floor = entry.get("floor")
     if floor is not None:
         floor = at(f"{path}.floor", lambda: real_number("floor", floor, at_least=0.0))
@@ -84,11 +83,18 @@ def spectra_of(
     return [(one, spectrum.floored(floor or 0.0)) for one, spectrum in made]
 
 
+def checked_name(path: str, name: Any) -> str | None:
+    """Return the name in an entry, if any, or raise."""
+    if name is not None and not isinstance(name, str):
+        raise ValueError(f"{path}.name: must be a string (got {name!r})")
+    return name
+
+
 def at(path: str, make: Callable[[], Any]) -> Any:
     """Return make(), with the key's path in front of what it raises about its input."""
     try:
         return make()
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"{path}: {error}") from None
     except OSError as error:
         raise ValueError(f"{path}: {error.filename}: {error.strerror}") from None
@@ -106,6 +112,8 @@ def power_laws(path: str, value: Any, name: str) -> list[tuple[str, Spectrum]]:
         exponents = axis(value["exponent"])
     except ValueError as error:
         raise ValueError(f"{path}.exponent: {error}") from None
+    if exponents.size > MOST_SPECTRA:
+        raise ValueError(f"{path}.exponent: must be at most {MOST_SPECTRA} values (got {exponents.size})")
     numbers = exponents.at(np.arange(exponents.size)).tolist()
     return [
         (
@@ -132,12 +140,12 @@ def matching(path: str, value: Any, folder: Path) -> list[Path]:
     """Return the files of a name or a pattern, in alphabetical order."""
     if not isinstance(value, str):
         raise ValueError(f"{path}: must be a string (got {value!r})")
-    if not glob.has_magic(value):
+    if not glob.has_magic(value) or (folder / value).is_file():
         return [folder / value]
-    files = sorted(glob.glob(str(folder / value)))
+    files = sorted(glob.glob(value, root_dir=folder))
     if not files:
         raise ValueError(f"{path}: no file matches {value!r}")
-    return [Path(file) for file in files]
+    return [folder / file for file in files]
 
 
 def chunk_list(path: str, value: Any, folder: Path) -> list[Any]:
@@ -195,9 +203,7 @@ def schedule_of(path: str, entry: Any) -> tuple[str, NoiseSchedule]:
     if isinstance(entry, NoiseSchedule):
         return repr(entry), entry
     table = dict(entry) if isinstance(entry, Mapping) else {"kind": entry}
-    name, live = table.pop("name", None), table.pop("schedule", None)
-    if name is not None and not isinstance(name, str):
-        raise ValueError(f"{path}.name: must be a string (got {name!r})")
+    name, live = checked_name(path, table.pop("name", None)), table.pop("schedule", None)
     if isinstance(live, NoiseSchedule) and not table:
         return name or repr(live), live
     if "kind" not in table:
@@ -246,12 +252,14 @@ def sampler_of(path: str, table: dict[str, Any]) -> tuple[str, Sampler]:
     """Return name and sampler of a table."""
     others = ("Sampler", "get", "names", "nfe", "steps_for")
     functions = [name for name in samplers.__all__ if name not in others]
-    function, name = table.pop("function", None), table.pop("name", None)
+    function, name = table.pop("function", None), checked_name(path, table.pop("name", None))
     if function not in functions:
         raise ValueError(f"{path}.function: must be one of {', '.join(functions)} (got {function!r})")
     make = getattr(samplers, function)
     check_keys(path, table, tuple(inspect.signature(make).parameters), ())
     sampler = at(path, lambda: make(**table))
+    if name in samplers.names() and samplers.get(name) != sampler:
+        raise ValueError(f"{path}.name: must not be {name!r}, which is another sampler")
     return name or repr(sampler).removeprefix("fastkl.samplers."), sampler
 
 
