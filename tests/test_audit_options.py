@@ -1,12 +1,16 @@
 """The auditor and `optimize` on options of schedulers that are rare or hard."""
 
+import copy
+
 import diffusers
 import numpy as np
 import pytest
 import torch
+from diffusers_runs import output_variance
 
 import fastkl
 from fastkl.integrations.audit import audit
+from fastkl.integrations.diffusers import read
 
 torch.set_num_threads(1)
 LAMBDAS = np.geomspace(100.0, 0.01, 9)
@@ -19,3 +23,29 @@ def test_negative_timesteps_of_edm_are_no_wrong_table_entry(kind):
     report = audit(kind(), 10, SPECTRUM)
     assert report.path.timesteps.min() < -1.0
     assert "wrong_table_entry" not in [finding.code for finding in report.findings]
+
+
+@pytest.mark.parametrize("order", [2, 3])
+def test_deis_without_lower_order_at_the_end(order):
+    options = {**SCALED, "solver_order": order}
+    scheduler = diffusers.DEISMultistepScheduler(lower_order_final=False, **options)
+    report = audit(scheduler, 10, SPECTRUM)
+    running = copy.deepcopy(scheduler)
+    running.set_timesteps(10)
+    np.testing.assert_allclose(report.variance, output_variance(running, LAMBDAS), rtol=2e-3)
+    usual = audit(diffusers.DEISMultistepScheduler(**options), 10, SPECTRUM)
+    assert np.abs(report.variance / usual.variance - 1.0).max() > 5e-3
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("lower_order_final", False),
+        ("disable_corrector", [0]),
+        ("solver_p", diffusers.DDIMScheduler()),
+    ],
+)
+def test_options_of_unipc_that_are_not_read_are_refused(option, value):
+    with pytest.raises(ValueError, match=f"{option} = .* of UniPCMultistepScheduler"):
+        read(diffusers.UniPCMultistepScheduler(**{option: value}))
+    assert read(diffusers.UniPCMultistepScheduler(disable_corrector=())).prior == "vp"
