@@ -49,3 +49,15 @@ def test_options_of_unipc_that_are_not_read_are_refused(option, value):
     with pytest.raises(ValueError, match=f"{option} = .* of UniPCMultistepScheduler"):
         read(diffusers.UniPCMultistepScheduler(**{option: value}))
     assert read(diffusers.UniPCMultistepScheduler(disable_corrector=())).prior == "vp"
+
+
+@pytest.mark.parametrize("steps", [5, 10])
+def test_the_best_schedule_starts_with_the_variance_of_its_own_first_level(steps):
+    options = {"timestep_spacing": "leading", "steps_offset": 1}
+    report = audit(diffusers.LMSDiscreteScheduler(**SCALED, **options), steps, SPECTRUM)
+    assert report.best.value <= report.value
+    if report.best.sigmas[0] > report.path.levels[0]:
+        expected = fastkl.output_variance(LAMBDAS, report.best.sigmas, "lms", "vp")
+        np.testing.assert_allclose(report.best.variance, expected, rtol=1e-7)
+    else:
+        np.testing.assert_array_equal(report.best.variance, report.variance)
