@@ -10,7 +10,7 @@ from diffusers_runs import output_variance
 
 import fastkl
 from fastkl.integrations.audit import audit
-from fastkl.integrations.diffusers import read
+from fastkl.integrations.diffusers import optimize, read
 
 torch.set_num_threads(1)
 LAMBDAS = np.geomspace(100.0, 0.01, 9)
@@ -61,3 +61,16 @@ def test_the_best_schedule_starts_with_the_variance_of_its_own_first_level(steps
         np.testing.assert_allclose(report.best.variance, expected, rtol=1e-7)
     else:
         np.testing.assert_array_equal(report.best.variance, report.variance)
+
+
+@pytest.mark.filterwarnings("ignore:.*sde-dpmsolver:FutureWarning")
+@pytest.mark.parametrize("options", [{}, {"solver_order": 1}, {"timestep_spacing": "leading"}])
+def test_the_schedule_of_a_sampler_that_ends_above_zero_is_no_worse_than_as_shipped(options):
+    scheduler = diffusers.DPMSolverMultistepScheduler(
+        algorithm_type="sde-dpmsolver", final_sigmas_type="sigma_min", **SCALED, **options
+    )
+    best = optimize(scheduler, SPECTRUM, 8)
+    assert best.value <= best.shipped_value
+    best.apply(scheduler)
+    w2 = np.square(np.sqrt(output_variance(scheduler, LAMBDAS)) - np.sqrt(LAMBDAS)).sum()
+    assert w2 == pytest.approx(best.value, rel=1e-3)
