@@ -6,6 +6,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from cli_calls import run
 from diffusers_runs import output_variance
 
 import fastkl
@@ -74,3 +75,28 @@ def test_the_schedule_of_a_sampler_that_ends_above_zero_is_no_worse_than_as_ship
     best.apply(scheduler)
     w2 = np.square(np.sqrt(output_variance(scheduler, LAMBDAS)) - np.sqrt(LAMBDAS)).sum()
     assert w2 == pytest.approx(best.value, rel=1e-3)
+
+
+FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": 3.0}
+
+
+@pytest.mark.parametrize(("scheduler", "beginning"), [
+    (diffusers.EDMEulerScheduler(), "sigmas=torch.tensor(["),
+    (diffusers.UniPCMultistepScheduler(**FLOW), "sigmas=np.array(["),
+    (diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0), "sigmas=["),
+    (diffusers.DPMSolverMultistepScheduler(**SCALED), "timesteps=["),
+])  # fmt: skip
+def test_the_printed_call_can_be_pasted(scheduler, beginning, tmp_path, capsys):
+    scheduler.save_pretrained(tmp_path)
+    file = str(tmp_path / "scheduler_config.json")
+    status, out, _ = run(capsys, "audit", file, "--steps", "6")
+    assert status == 0
+    (text,) = [line for line in out.splitlines() if line.startswith("pipe(")]
+    call = text.removeprefix("pipe(..., ").removesuffix(")")
+    assert call.startswith(beginning)
+    best = audit(file, 6).best
+    running = copy.deepcopy(scheduler)
+    running.set_timesteps(**eval(f"dict({call})", {"np": np, "torch": torch}))
+    np.testing.assert_array_equal(
+        read(scheduler).path_of(best.arguments).timesteps, running.timesteps.numpy()
+    )

@@ -118,7 +118,7 @@ class Audit:
             "findings": [finding.as_dict() for finding in self.findings],
             "best": None if best is None else {
                 "sigmas": best.sigmas.tolist(), "value": best.value, "variance": best.variance.tolist(),
-                "arguments": plain(best.arguments), "reason": best.reason,
+                "arguments": plain(best.arguments), "call": called(best.arguments), "reason": best.reason,
             },
         }  # fmt: skip
 
@@ -128,6 +128,20 @@ def plain(arguments: dict[str, Any] | None) -> dict[str, Any] | None:
     if arguments is None:
         return None
     return {name: value.tolist() if hasattr(value, "tolist") else value for name, value in arguments.items()}
+
+
+def called(arguments: dict[str, Any] | None) -> str | None:
+    """Return arguments as one writes them in a call, with the arrays and tensors that the class wants."""
+    if arguments is None:
+        return None
+    return ", ".join(f"{name}={written(value)}" for name, value in arguments.items())
+
+
+def written(value: Any) -> str:
+    """Return a list, array or tensor as Python text (after import numpy as np, torch)."""
+    if isinstance(value, np.ndarray):
+        return f"np.array({value.tolist()})"
+    return f"torch.tensor({value.tolist()}, dtype=torch.float64)" if hasattr(value, "tolist") else repr(value)
 
 
 def audit(
