@@ -100,3 +100,18 @@ def test_the_printed_call_can_be_pasted(scheduler, beginning, tmp_path, capsys):
     np.testing.assert_array_equal(
         read(scheduler).path_of(best.arguments).timesteps, running.timesteps.numpy()
     )
+
+
+@pytest.mark.parametrize("spacing", ["leading", "trailing"])
+def test_zero_terminal_snr_with_ddpm(spacing):
+    scheduler = diffusers.DDPMScheduler(
+        beta_schedule="scaled_linear", clip_sample=False, rescale_betas_zero_snr=True,
+        prediction_type="v_prediction", timestep_spacing=spacing,
+    )  # fmt: skip
+    best = optimize(scheduler, SPECTRUM, 8)
+    assert best.value <= best.shipped_value
+    assert best.sigmas[0] > 1e3
+    best.apply(scheduler)
+    w2 = np.square(np.sqrt(output_variance(scheduler, LAMBDAS)) - np.sqrt(LAMBDAS)).sum()
+    assert w2 == pytest.approx(best.value, rel=1e-3)
+    assert audit(scheduler, 8, SPECTRUM).best.value == best.value

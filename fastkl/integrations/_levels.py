@@ -96,7 +96,8 @@ def best_levels(
             return best
         levels, names = ending_at(last, levels, names)
     tried = np.where(np.isinf(levels), first, levels)
-    kept = np.flatnonzero(np.isfinite(tried[:, 0]) | (not sampler.finite_start))
+    falls = tried[:, 0] > tried[:, 1]
+    kept = np.flatnonzero(falls & (np.isfinite(tried[:, 0]) | (not sampler.finite_start)))
     if not len(kept):
         return best
     least = kept[np.argmin(divergence(data, tried[kept], metric, sampler, prior))]

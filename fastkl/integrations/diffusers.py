@@ -25,7 +25,7 @@ from fastkl._validation import choice, integer
 from fastkl.evaluate import METRICS
 from fastkl.integrations._classes import custom_argument
 from fastkl.integrations._levels import best_levels, check_options, constrained, with_variance
-from fastkl.integrations._path import Path
+from fastkl.integrations._path import Path, table_levels
 from fastkl.integrations._predict import divergence_of, predict
 from fastkl.integrations._reading import Reading, read
 from fastkl.spectrum import Spectrum
@@ -176,7 +176,7 @@ def optimize(
     own = reading.path(steps)
     found = best_levels(
         reading.schedule, data, steps, metric, reading.sampler(own), reading.prior,
-        rival=rival_of(reading, own, steps), first=float(own.here[0]), prove=prove, **options,
+        rival=rival_of(reading, own, steps), first=noisiest(reading, own), prove=prove, **options,
     )  # fmt: skip
     arguments, origin = {argument: as_argument(reading, argument, found.levels)}, found.origin
     path = reading.path_of(arguments)
@@ -221,6 +221,13 @@ def rival_of(reading: Reading, path: Path, steps: int) -> Array | None:
         if levels[-1] == 0.0 and levels[0] >= high * (1.0 - 1e-6) and (np.diff(levels) < 0.0).all()
         else None
     )
+
+
+def noisiest(reading: Reading, path: Path) -> float:
+    """Return the noisiest level as the scheduler has it, in float32, whatever its own first timestep is."""
+    if reading.schedule.num_train_timesteps is None:
+        return float(path.here[0])
+    return float(table_levels(reading.scheduler)[-1])
 
 
 def as_argument(reading: Reading, argument: str, levels: Array) -> Any:
