@@ -115,3 +115,15 @@ def test_zero_terminal_snr_with_ddpm(spacing):
     w2 = np.square(np.sqrt(output_variance(scheduler, LAMBDAS)) - np.sqrt(LAMBDAS)).sum()
     assert w2 == pytest.approx(best.value, rel=1e-3)
     assert audit(scheduler, 8, SPECTRUM).best.value == best.value
+
+
+def test_a_last_level_that_repeats_the_one_before_to_float32():
+    scheduler = diffusers.EDMDPMSolverMultistepScheduler(
+        euler_at_final=True, final_sigmas_type="sigma_min", sigma_schedule="exponential"
+    )
+    report = audit(scheduler, 10, SPECTRUM)
+    assert report.path.wasted == [9]
+    assert "wasted_step" in [finding.code for finding in report.findings]
+    running = copy.deepcopy(scheduler)
+    running.set_timesteps(10)
+    np.testing.assert_allclose(report.variance, output_variance(running, LAMBDAS), rtol=5e-5)
