@@ -127,3 +127,12 @@ def test_a_last_level_that_repeats_the_one_before_to_float32():
     running = copy.deepcopy(scheduler)
     running.set_timesteps(10)
     np.testing.assert_allclose(report.variance, output_variance(running, LAMBDAS), rtol=5e-5)
+
+
+@pytest.mark.parametrize(
+    ("metric", "proved"), [("kl", True), ("reverse_kl", True), ("jeffreys", True), ("w2", False)]
+)
+def test_heun_is_proved_for_all_metrics_but_w2(metric, proved):
+    best = optimize(diffusers.HeunDiscreteScheduler(**SCALED), [4.0, 1.0, 0.1], 3, metric, prove=True)
+    assert best.search.proved_optimal is proved
+    assert best.value <= best.shipped_value

@@ -151,10 +151,11 @@ def optimize(
 
     Notes
     -----
-    The levels are those of `fastkl.search` for the scheduler's own sampler, with a proof for DDIM and Euler's step
-    only; for others, up to 50 steps, a local optimum in about a second, and the scheduler's own levels and the families
-    of `fastkl rank` compete with it. Best levels of samplers with a memory may be neighbours, or make errors cancel
-    that a network does not make: `min_spacing` keeps them apart.
+    The levels are those of `fastkl.search` for the scheduler's own sampler. With `prove` they are proved for DDIM and
+    Euler's step, and for "heun", "flow_heun", "dpm_2" and "dpmpp_2s" with `kl`, `reverse_kl` and `jeffreys`, not with
+    `w2`. For all others, up to 50 steps, they are a local optimum, found in about a second, and the scheduler's own
+    levels and the families of `fastkl rank` compete with it. Best levels of samplers with a memory may be neighbours,
+    or make errors cancel that a network does not make: `min_spacing` keeps them apart.
 
     `value` is that of the scheduler as it then runs: sampler, prior, last step and the timesteps that it tells the
     network. Schedules for flow matching are as they are before the shift, which the scheduler applies.
