@@ -88,8 +88,7 @@ def print_report(file: str, spectrum: str, report: Any) -> None:
     if best is not None:
         line(f"{report.metric} of the best schedule of as many evaluations {digits(best.value)}")
         if best.arguments is not None:
-            for name, value in report.as_dict()["best"]["arguments"].items():
-                line(f"pipe(..., {name}={value})")
+            line(f"pipe(..., {report.as_dict()['best']['call']})")
         else:
             line(f"sigmas = {pasted(best.sigmas.tolist())}")
             line(best.reason)

@@ -60,6 +60,11 @@ def singlestep(config: Config, path: Path, eta: float) -> Sampler:
     return samplers.singlestep(algorithm, order, form, config.lower_order_final, as_shipped=shipped)
 
 
+def deis(config: Config, path: Path, eta: float) -> Sampler:
+    """DEIS."""
+    return samplers.deis(config.solver_order, config.lower_order_final)
+
+
 def unipc(config: Config, path: Path, eta: float) -> Sampler:
     """UniPC."""
     return samplers.unipc(config.solver_order, config.solver_type, "data" if config.predict_x0 else "noise")
@@ -87,7 +92,7 @@ CLASSES: dict[str, tuple[Callable[[Config, Path, float], Sampler], str | None]] 
     "DPMSolverMultistepScheduler": (multistep, "timesteps"),
     "DPMSolverSinglestepScheduler": (singlestep, "timesteps"),
     "UniPCMultistepScheduler": (unipc, "sigmas"),
-    "DEISMultistepScheduler": (lambda config, path, eta: samplers.deis(config.solver_order), None),
+    "DEISMultistepScheduler": (deis, None),
     "EDMEulerScheduler": (named("euler"), "sigmas"),
     "EDMDPMSolverMultistepScheduler": (multistep, None),
     "FlowMatchEulerDiscreteScheduler": (flow_euler, "sigmas"),
@@ -136,6 +141,13 @@ def check_options(name: str, config: Config) -> None:
             f"prediction_type = {config.prediction_type!r} of {name}: averages the network's outputs at different "
             "levels, which is another map than for 'epsilon'"
         )
+    if name == "UniPCMultistepScheduler":
+        usual = {"lower_order_final": True, "disable_corrector": [], "solver_p": None}
+        for option, value in usual.items():
+            given = config.get(option, value)
+            if given != value and not (option == "disable_corrector" and len(given) == 0):
+                shown = type(given).__name__ if option == "solver_p" else repr(given)
+                raise ValueError(f"{option} = {shown} of {name}: only {value!r} is read here")
 
 
 def noise_schedule(scheduler: Any, shift: float | None) -> NoiseSchedule:

@@ -118,10 +118,15 @@ def told_timestep(s: Situation) -> Iterator[Finding]:
     })  # fmt: skip
 
 
+def before_table(s: Situation) -> Any:
+    """Return where the timestep is -1, one before the table; EDM has negative timesteps and no table."""
+    return (s.path.timesteps == -1.0) & (s.reading.schedule.num_train_timesteps is not None)
+
+
 def other_level(s: Situation) -> Iterator[Finding]:
     """Steps that end at another level than the one that is evaluated next, wrong table entries apart."""
     next_level, end = s.path.here[1:], s.path.there[:-1]
-    known = s.path.timesteps[1:] >= 0.0
+    known = ~before_table(s)[1:]
     gap = np.where(known, end / next_level - 1.0, 0.0)
     k = int(np.argmax(np.abs(gap))) if len(gap) else 0
     if not len(gap) or abs(gap[k]) <= TOLD:
@@ -140,7 +145,7 @@ def other_level(s: Situation) -> Iterator[Finding]:
 
 def wrong_entry(s: Situation) -> Iterator[Finding]:
     """Timestep -1, which reads the noisiest entry of the table; or a last level that is not the one asked for."""
-    negative = np.flatnonzero(s.path.timesteps < 0.0)
+    negative = np.flatnonzero(before_table(s))
     for k in negative.tolist():
         level, noisiest = float(s.path.here[k]), s.path.here[k] >= s.path.here[0]
         read_as = (

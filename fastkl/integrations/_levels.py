@@ -14,7 +14,7 @@ from fastkl.evaluate import divergence
 from fastkl.schedule import NoiseSchedule
 from fastkl.spectrum import Spectrum, as_spectrum
 
-__all__ = ["Found", "best_levels", "check_options", "with_variance"]
+__all__ = ["Found", "best_levels", "check_options", "constrained", "with_variance"]
 
 Array = NDArray[np.float64]
 PER_FAMILY = 200
@@ -36,6 +36,11 @@ def check_options(options: dict[str, Any]) -> None:
             )
 
 
+def constrained(options: dict[str, Any]) -> bool:
+    """Return whether options ask for constraints that other levels do not keep to."""
+    return options.get("visit") is not None or options.get("min_spacing", 1) > 1
+
+
 def with_variance(spectrum: Spectrum | ArrayLike) -> Spectrum:
     """Return a spectrum, or raise if there is nothing in it that a schedule could lose."""
     data = as_spectrum("spectrum", spectrum)
@@ -45,10 +50,10 @@ def with_variance(spectrum: Spectrum | ArrayLike) -> Spectrum:
 
 
 def searchable(sampler: Sampler, schedule: NoiseSchedule, steps: int) -> bool:
-    """Return whether `fastkl.search` finds levels from the schedule's noisiest to 0 for a sampler, in some seconds."""
+    """Return whether `fastkl.search` finds levels from the schedule's noisiest down for a sampler, in some seconds."""
     starts = np.isfinite(schedule.sigma_max) or not sampler.finite_start
     soon = sampler.is_ddim or steps <= MOST_STEPS
-    return bool(starts and soon and not sampler.above_zero and steps >= sampler.least_steps)
+    return bool(starts and soon and steps >= sampler.least_steps)
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,16 +87,34 @@ def best_levels(
     result = search(data, schedule, steps, rule, metric, prior, **options)
     levels = result.sigmas if result.refined_sigmas is None else result.refined_sigmas
     best = Found(levels, "search", result)
-    constrained = options.get("visit") is not None or options.get("min_spacing", 1) > 1
-    if sampler.is_ddim or constrained or sampler.above_zero or steps < sampler.least_steps:
+    if sampler.is_ddim or constrained(options) or steps < sampler.least_steps:
         return best
     names, levels = contenders(best, schedule, data, rival)
+    if sampler.above_zero:
+        last = float(best.levels[-1]) or lowest(schedule)
+        if not last > 0.0:
+            return best
+        levels, names = ending_at(last, levels, names)
     tried = np.where(np.isinf(levels), first, levels)
-    kept = np.flatnonzero(np.isfinite(tried[:, 0]) | (not sampler.finite_start))
+    falls = tried[:, 0] > tried[:, 1]
+    kept = np.flatnonzero(falls & (np.isfinite(tried[:, 0]) | (not sampler.finite_start)))
     if not len(kept):
         return best
     least = kept[np.argmin(divergence(data, tried[kept], metric, sampler, prior))]
     return Found(levels[least], names[least], result)
+
+
+def lowest(schedule: NoiseSchedule) -> float:
+    """Return the lowest level that is told to the network."""
+    return float(schedule.sigmas(0) if schedule.is_discrete else schedule.sigma_min)
+
+
+def ending_at(last: float, levels: Array, names: list[str]) -> tuple[Array, list[str]]:
+    """Return rows with another last level, of those that are above it."""
+    above = np.flatnonzero(levels[:, -2] > last)
+    return np.concatenate([levels[above, :-1], np.full((len(above), 1), last)], axis=1), [
+        names[i] for i in above
+    ]
 
 
 def contenders(

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 __all__ = ["Path", "alphas", "read_path", "table_levels"]
 
 Array = NDArray[np.float64]
+SAME = 1e-6  # relative difference of levels that float32 does not tell apart
 
 # Classes whose state is x = y (they divide the network's input by sqrt(1 + sigma^2)), x = alpha y with alpha^2 +
 # sigma^2 = 1, or x = alpha y with alpha + sigma = 1.
@@ -76,7 +77,7 @@ class Path:
     @property
     def wasted(self) -> list[int]:
         """Steps that end where they begin, to the digits of float32."""
-        gap = np.abs(self.here - self.there) <= 1e-6 * self.here
+        gap = np.abs(self.here - self.there) <= SAME * self.here
         return np.flatnonzero(np.isfinite(self.here) & gap).tolist()
 
 

@@ -11,7 +11,7 @@ from fastkl._sampler_base import Sampler, write_tape
 from fastkl._sampler_dispatch import checked_sampler
 from fastkl._sampler_program import last_uses
 from fastkl._sampler_tape import Step
-from fastkl.integrations._path import Path, alphas
+from fastkl.integrations._path import SAME, Path, alphas
 from fastkl.spectrum import Spectrum
 
 __all__ = ["Output", "divergence_of", "predict"]
@@ -115,10 +115,10 @@ def last_noise(sampler: Sampler, noisy: bool) -> Sampler:
 
 
 def falling(levels: Array) -> Array:
-    """Return levels of which the last, if it repeats the one before, is moved by one unit in the last place."""
+    """Return levels of which the last, if it repeats the one before to float32, is moved just below."""
     levels = levels.copy()
-    if len(levels) > 1 and levels[-1] == levels[-2]:
-        levels[-1] = np.nextafter(levels[-1], 0.0)
+    if len(levels) > 1 and levels[-2] <= levels[-1] <= levels[-2] * (1.0 + SAME):
+        levels[-1] = np.nextafter(levels[-2], 0.0)
     valid = levels[1:] < levels[:-1]
     if not valid.all():
         k = int(np.argmin(valid))

@@ -118,7 +118,7 @@ class Audit:
             "findings": [finding.as_dict() for finding in self.findings],
             "best": None if best is None else {
                 "sigmas": best.sigmas.tolist(), "value": best.value, "variance": best.variance.tolist(),
-                "arguments": plain(best.arguments), "reason": best.reason,
+                "arguments": plain(best.arguments), "call": called(best.arguments), "reason": best.reason,
             },
         }  # fmt: skip
 
@@ -128,6 +128,20 @@ def plain(arguments: dict[str, Any] | None) -> dict[str, Any] | None:
     if arguments is None:
         return None
     return {name: value.tolist() if hasattr(value, "tolist") else value for name, value in arguments.items()}
+
+
+def called(arguments: dict[str, Any] | None) -> str | None:
+    """Return arguments as one writes them in a call, with the arrays and tensors that the class wants."""
+    if arguments is None:
+        return None
+    return ", ".join(f"{name}={written(value)}" for name, value in arguments.items())
+
+
+def written(value: Any) -> str:
+    """Return a list, array or tensor as Python text (after import numpy as np, torch)."""
+    if isinstance(value, np.ndarray):
+        return f"np.array({value.tolist()})"
+    return f"torch.tensor({value.tolist()}, dtype=torch.float64)" if hasattr(value, "tolist") else repr(value)
 
 
 def audit(
@@ -194,37 +208,43 @@ def audit(
     situation = Situation(reading, path, sampler, data, output, metric, value, failure)
     return Audit(
         reading, path, sampler, evaluations, data.eigenvalues, output.variance, metric, value,
-        list(findings(situation)), better(reading, path, sampler, data, metric),
+        list(findings(situation)), better(situation, output),
     )  # fmt: skip
 
 
-def better(reading: Reading, path: Path, sampler: Any, data: Spectrum, metric: str) -> Better | None:
-    """Return the best schedule of as many steps, through the class itself if it takes one."""
-    if sampler is None or (path.steps == 1 and np.isinf(reading.schedule.sigma_max)):
+def better(s: Situation, output: Output) -> Better | None:
+    """Return the best schedule of as many steps, through the class itself if it takes one; `output` as shipped."""
+    reading, path = s.reading, s.path
+    if s.sampler is None or (path.steps == 1 and np.isinf(reading.schedule.sigma_max)):
         return None  # from pure noise one step returns nothing, whatever it is
     try:
         custom_argument(reading.scheduler)
     except ValueError as error:
-        return without_class(reading, path, sampler, data, metric, str(error))
-    best = optimize(reading.scheduler, data, path.steps, metric, mu=reading.mu)
-    output = predict(reading.path_of(best.arguments), best.sampler, data.eigenvalues, reading.prediction)
-    return Better(best.sigmas, best.value, output.variance, best.arguments, None)
+        found = without_class(s, str(error))
+        if found is not None and not found.value <= s.value:
+            return Better(path.levels, s.value, output.variance, None, str(error))
+        return found
+    best = optimize(reading.scheduler, s.spectrum, path.steps, s.metric, mu=reading.mu)
+    made = predict(reading.path_of(best.arguments), best.sampler, s.spectrum.eigenvalues, reading.prediction)
+    return Better(best.sigmas, best.value, made.variance, best.arguments, None)
 
 
-def without_class(
-    reading: Reading, path: Path, sampler: Any, data: Spectrum, metric: str, reason: str
-) -> Better | None:
+def without_class(s: Situation, reason: str) -> Better | None:
     """Return what the sampler would make of the best levels if its class took them."""
-    sampler = without_middles(sampler)
-    found = best_levels(reading.schedule, data, path.steps, metric, sampler, reading.prior, prove=False)
+    reading, path, sampler = s.reading, s.path, without_middles(s.sampler)
+    found = best_levels(
+        reading.schedule, s.spectrum, path.steps, s.metric, sampler, reading.prior, prove=False
+    )
     levels = found.levels
     if sampler.finite_start and np.isinf(levels[0]):
         return None
     timesteps = np.zeros(path.steps)  # of which only DDPM's noise depends, and DDPM takes schedules
-    std = levels[0] if reading.prior == "ve" else path.start_std
-    ideal = Path(levels[:-1], levels[1:], levels[:-1], timesteps, path.coordinates, float(std), path.config)
-    output = predict(ideal, sampler, data.eigenvalues, reading.prediction)
-    return Better(levels, divergence_of(data, output, metric), output.variance, None, reason)
+    std = path.start_std
+    if path.coordinates == "ve":  # init_noise_sigma belongs to the first level
+        std = float(levels[0] if reading.prior == "ve" else np.hypot(1.0, levels[0]))
+    ideal = Path(levels[:-1], levels[1:], levels[:-1], timesteps, path.coordinates, std, path.config)
+    output = predict(ideal, sampler, s.spectrum.eigenvalues, reading.prediction)
+    return Better(levels, divergence_of(s.spectrum, output, s.metric), output.variance, None, reason)
 
 
 def without_middles(sampler: Any) -> Any:

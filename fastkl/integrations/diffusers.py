@@ -24,8 +24,8 @@ from fastkl._search import SearchResult
 from fastkl._validation import choice, integer
 from fastkl.evaluate import METRICS
 from fastkl.integrations._classes import custom_argument
-from fastkl.integrations._levels import best_levels, check_options, with_variance
-from fastkl.integrations._path import Path
+from fastkl.integrations._levels import best_levels, check_options, constrained, with_variance
+from fastkl.integrations._path import Path, table_levels
 from fastkl.integrations._predict import divergence_of, predict
 from fastkl.integrations._reading import Reading, read
 from fastkl.spectrum import Spectrum
@@ -43,7 +43,8 @@ class Optimized:
     Parameters
     ----------
     arguments : dict
-        ``timesteps`` or ``sigmas``, as the scheduler's ``set_timesteps`` takes them.
+        ``timesteps`` or ``sigmas``, as the scheduler's ``set_timesteps`` takes them; ``num_inference_steps`` where
+        what it does by itself is better than what can be set.
     sigmas : ndarray, shape (N+1,)
         The noise-to-signal ratios that the scheduler then visits, read off it.
     value : float
@@ -150,10 +151,11 @@ def optimize(
 
     Notes
     -----
-    The levels are those of `fastkl.search` for the scheduler's own sampler, with a proof for DDIM and Euler's step
-    only; for others, up to 50 steps, a local optimum in about a second, and the scheduler's own levels and the families
-    of `fastkl rank` compete with it. Best levels of samplers with a memory may be neighbours, or make errors cancel
-    that a network does not make: `min_spacing` keeps them apart.
+    The levels are those of `fastkl.search` for the scheduler's own sampler. With `prove` they are proved for DDIM and
+    Euler's step, and for "heun", "flow_heun", "dpm_2" and "dpmpp_2s" with `kl`, `reverse_kl` and `jeffreys`, not with
+    `w2`. For all others, up to 50 steps, they are a local optimum, found in about a second, and the scheduler's own
+    levels and the families of `fastkl rank` compete with it. Best levels of samplers with a memory may be neighbours,
+    or make errors cancel that a network does not make: `min_spacing` keeps them apart.
 
     `value` is that of the scheduler as it then runs: sampler, prior, last step and the timesteps that it tells the
     network. Schedules for flow matching are as they are before the shift, which the scheduler applies.
@@ -175,17 +177,31 @@ def optimize(
     own = reading.path(steps)
     found = best_levels(
         reading.schedule, data, steps, metric, reading.sampler(own), reading.prior,
-        rival=rival_of(reading, own, steps), first=float(own.here[0]), prove=prove, **options,
+        rival=rival_of(reading, own, steps), first=noisiest(reading, own), prove=prove, **options,
     )  # fmt: skip
-    arguments = {argument: as_argument(reading, argument, found.levels)}
+    arguments, origin = {argument: as_argument(reading, argument, found.levels)}, found.origin
     path = reading.path_of(arguments)
     check_honoured(reading, found.levels, path)
-    sampler = reading.sampler(path)
-    output = predict(path, sampler, data.eigenvalues, reading.prediction)
+    as_shipped, value = shipped(reading, data, own, metric), shipped(reading, data, path, metric)
+    if (
+        own.steps == steps
+        and not value <= as_shipped
+        and not constrained(options)
+        and np.isfinite(as_shipped)
+    ):
+        # such as levels that begin below the noisiest
+        arguments, origin, path, value = {"num_inference_steps": steps}, "as shipped", own, as_shipped
     best = Optimized(
-        arguments, path.levels, divergence_of(data, output, metric), shipped(reading, data, own, metric), metric,
-        sampler, found.origin, reading, found.search,
-    )  # fmt: skip
+        arguments,
+        path.levels,
+        value,
+        as_shipped,
+        metric,
+        reading.sampler(path),
+        origin,
+        reading,
+        found.search,
+    )
     if apply:
         best.apply(getattr(scheduler, "scheduler", scheduler))
     return best
@@ -194,14 +210,25 @@ def optimize(
 def rival_of(reading: Reading, path: Path, steps: int) -> Array | None:
     """Return the scheduler's own levels, if they are among those that it can be given: all from the noisiest to 0."""
     levels, schedule = path.levels, reading.schedule
-    if path.steps != steps or not path.is_chain or levels[-1] != 0.0:
+    if path.steps != steps or not path.is_chain:
         return None
     if schedule.num_train_timesteps is not None:
         t = path.timesteps
         usual = t[0] == schedule.num_train_timesteps - 1 and t[-1] >= 0.0 and bool((np.diff(t) < 0.0).all())
         return np.append(schedule.sigmas(t), 0.0) if usual and np.array_equal(t, np.rint(t)) else None
     high = min(schedule.sigma_max, 1e4)  # of flow matching: float32 has no infinite ratio
-    return levels if levels[0] >= high * (1.0 - 1e-6) and (np.diff(levels) < 0.0).all() else None
+    return (
+        levels
+        if levels[-1] == 0.0 and levels[0] >= high * (1.0 - 1e-6) and (np.diff(levels) < 0.0).all()
+        else None
+    )
+
+
+def noisiest(reading: Reading, path: Path) -> float:
+    """Return the noisiest level as the scheduler has it, in float32, whatever its own first timestep is."""
+    if reading.schedule.num_train_timesteps is None:
+        return float(path.here[0])
+    return float(table_levels(reading.scheduler)[-1])
 
 
 def as_argument(reading: Reading, argument: str, levels: Array) -> Any:
