@@ -136,3 +136,17 @@ def test_heun_is_proved_for_all_metrics_but_w2(metric, proved):
     best = optimize(diffusers.HeunDiscreteScheduler(**SCALED), [4.0, 1.0, 0.1], 3, metric, prove=True)
     assert best.search.proved_optimal is proved
     assert best.value <= best.shipped_value
+
+
+@pytest.mark.parametrize(
+    ("name", "way"),
+    [("DPMSolverMultistep", "optimize"), ("EulerDiscrete", None), ("LMSDiscrete", "fastkl.search")],
+)
+def test_the_report_warns_of_memory_and_of_latents(name, way, tmp_path, capsys):
+    getattr(diffusers, f"{name}Scheduler")(**SCALED).save_pretrained(tmp_path)
+    status, out, _ = run(capsys, "audit", str(tmp_path / "scheduler_config.json"), "--steps", "5")
+    assert status == 0
+    words = " ".join(out.split())
+    assert ("keeps them apart" in words) is (way is not None)
+    assert way is None or f"{way}(..., min_spacing=) keeps them apart" in words
+    assert "spectrum mnist (a latent model needs that of its latents: fastkl.Spectrum.from_latents)" in words

@@ -21,7 +21,8 @@ DESCRIPTION = (
     "Reads a scheduler_config.json of diffusers, predicts the exact variance of the samples along every eigenvalue, "
     "lists what is wrong with numbers (wasted steps, timesteps that are not those of the levels visited, wrong table "
     "entries, a wrong prior, lost or added variance), and says what the best schedule of the same cost would give. "
-    'Needs the extra "diffusers".'
+    "A latent model needs the spectrum of its latents (fastkl.Spectrum.from_latents); the default is that of MNIST's "
+    'pixels. Needs the extra "diffusers".'
 )
 
 ROWS = 8
@@ -76,6 +77,7 @@ def print_report(file: str, spectrum: str, report: Any) -> None:
     line(f"{reading.schedule!r}, prior {reading.prior}, last step {reading.last_step}")
     line(f"timesteps = {report.path.timesteps.tolist()}")
     line(f"sigmas = {pasted(report.path.levels.tolist())}")
+    line(f"spectrum {spectrum} (a latent model needs that of its latents: fastkl.Spectrum.from_latents)")
     line()
     columns = [("eigenvalue", "right"), ("as shipped", "right"), ("best", "right")]
     table(f"Variance of samples over that of {spectrum}", columns, rows(report))
@@ -87,11 +89,25 @@ def print_report(file: str, spectrum: str, report: Any) -> None:
     line(f"{report.metric} as shipped {digits(report.value)}")
     if best is not None:
         line(f"{report.metric} of the best schedule of as many evaluations {digits(best.value)}")
+        if has_memory(report.sampler):
+            where = "fastkl.search" if best.arguments is None else "optimize"
+            line(
+                "This sampler reuses earlier outputs. Best steps may be neighbours, where float32 leaves few digits,"
+            )
+            line(
+                f"or make errors cancel that a network does not make: {where}(..., min_spacing=) keeps them apart."
+            )
         if best.arguments is not None:
             line(f"pipe(..., {report.as_dict()['best']['call']})")
         else:
             line(f"sigmas = {pasted(best.sigmas.tolist())}")
             line(best.reason)
+
+
+def has_memory(sampler: Any) -> bool:
+    """Return whether a sampler extrapolates from outputs of the network at earlier levels."""
+    reusing = ("multistep", "singlestep", "unipc", "deis", "lms", "plms", "prk")
+    return sampler.name in reusing and (sampler.order or 2) > 1
 
 
 def rows(report: Any) -> list[tuple[str, ...]]:

@@ -110,7 +110,7 @@ def told_timestep(s: Situation) -> Iterator[Finding]:
     ideal = s.value_of(s.path, as_told=False)
     message = (
         f"at step {k + 1} the network is told timestep {s.path.timesteps[k]:g}, sigma {s.path.told[k]:.4g}, where the "
-        f"state has sigma {s.path.here[k]:.4g} ({100 * gap[k]:+.2g} %); {s.against(ideal)}"
+        f"state has sigma {s.path.here[k]:.4g} ({100 * gap[k]:+.1f} %); {s.against(ideal)}"
     )
     yield Finding("told_timestep", message, {
         "step": k, "timestep": float(s.path.timesteps[k]), "told": float(s.path.told[k]),
@@ -250,9 +250,10 @@ def variances(s: Situation) -> Iterator[Finding]:
     ratio = s.output.variance[above] / values[above]
     counts = np.ones(len(values)) if s.spectrum.counts is None else s.spectrum.counts
     total = float((counts * s.output.variance).sum() / (counts * values).sum())
+    missing = (counts * (values - s.output.variance))[above]  # by the variance that is lost, not by its share
     for code, k, bad in (
         ("variance_inflated", int(np.argmax(ratio)), ratio > 1.0 + OFF),
-        ("variance_lost", int(np.argmin(ratio)), ratio < 1.0 - OFF),
+        ("variance_lost", int(np.argmax(np.where(ratio < 1.0 - OFF, missing, -np.inf))), ratio < 1.0 - OFF),
     ):
         if not bad.any():
             continue
