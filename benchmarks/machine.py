@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from numba import njit
 
+from fastkl._machine import cpu_name
 from fastkl.kernels.compiling import fma
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -56,17 +57,6 @@ def multiply_add_rate(threads: int, rounds: int = 3) -> float:
         count = multiply_adds(threads)
         best = max(best, count / (time.perf_counter() - start))
     return best
-
-
-def cpu_name() -> str:
-    """The processor's name as the system gives it."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
 
 
 def description() -> dict[str, object]:

@@ -24,6 +24,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from fastkl._machine import cpu_name
 from fastkl.sweeps.manifest import MANIFEST, Contradiction, manifest, manifest_of, refuse_changes
 from fastkl.sweeps.numerics import numerics, warn_of_others
 from fastkl.sweeps.plan import Plan
@@ -283,14 +284,3 @@ def locked(path: Path) -> Iterator[None]:
         file.write(str(os.getpid()))
         file.flush()
         yield
-
-
-def cpu_name() -> str:
-    """Return the processor's name as the system gives it."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
