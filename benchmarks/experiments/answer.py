@@ -1,0 +1,181 @@
+"""What the comparison says: which divergence predicts the samples, which choice of levels to recommend.
+
+    python benchmarks/experiments/answer.py [--check]
+
+Reads results/samples-*.json, measured-*.json, writes results/answer.json and answer.md (--check: only
+tells whether they are current). Two parts of the data: the survey, every strategy with the same few samples of one
+seed, for rank correlations and ratios to the best; the final runs, more samples and seeds, for figures with error bars.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pathlib
+import sys
+from collections import defaultdict
+from typing import Any
+
+import answer_text
+import compare
+import numpy as np
+import sampling
+import strategies
+from numpy.typing import NDArray
+from scipy.stats import spearmanr
+from store import RESULTS
+
+import fastkl
+
+Floats = NDArray[np.float64]
+Row = dict[str, Any]
+PREDICTORS = [
+    (spectrum, metric, floor)
+    for spectrum in ("cov", "eff")
+    for metric, floors in (
+        ("kl", strategies.FLOORS),
+        ("reverse_kl", strategies.FLOORS),
+        ("jeffreys", strategies.FLOORS),
+        ("w2", (0.0, 1e-2, 1e-1)),
+    )
+    for floor in floors
+]
+
+
+def rows_of(name: str) -> list[Row]:
+    """All cells of a setup."""
+    path = RESULTS / f"samples-{name}.json"
+    return list(json.loads(path.read_text(encoding="utf-8"))["rows"]) if path.exists() else []
+
+
+def survey(rows: list[Row]) -> dict[int, dict[str, Row]]:
+    """By number of evaluations and strategy: the cells of the seed and count that most strategies have."""
+    groups: dict[tuple[int, int], list[Row]] = defaultdict(list)
+    for row in rows:
+        groups[row["count"], row["seed"]].append(row)
+    found: dict[int, dict[str, Row]] = defaultdict(dict)
+    for row in max(groups.values(), key=len, default=[]):
+        found[row["nfe"]][row["strategy"]] = row
+    return {nfe: found[nfe] for nfe in sorted(found)}
+
+
+def finals(rows: list[Row]) -> list[Row]:
+    """Mean and standard deviation over the seeds, where there are 2 seeds or more."""
+    groups: dict[tuple[int, str, int], list[Row]] = defaultdict(list)
+    for row in rows:
+        groups[row["count"], row["strategy"], row["nfe"]].append(row)
+    found = []
+    for (count, strategy, nfe), cells in sorted(groups.items()):
+        if len(cells) < 2:
+            continue
+        line: Row = {"strategy": strategy, "nfe": nfe, "count": count, "seeds": len(cells)}
+        for score in ("fd_features", "fd_pixels", "precision", "recall", "confidence", "class_shift"):
+            values = np.array([cell[score] for cell in cells])
+            line[score] = [float(values.mean()), float(values.std(ddof=1))]
+        found.append(line)
+    return found
+
+
+def predictions(setup: sampling.Setup, s: strategies.Situation, table: dict[str, Row]) -> dict[str, Floats]:
+    """Value of every predictor for all strategies at one number of evaluations."""
+    levels = np.array([row["sigmas"] for row in table.values()])
+    prior = setup.schedule.prior
+    return {
+        f"{metric}-{spectrum}-{floor:g}": np.asarray(
+            fastkl.divergence(s.spectrum(spectrum, floor), levels, metric, setup.sampler, prior, rtol=1e-6)
+        )
+        for spectrum, metric, floor in PREDICTORS
+    }
+
+
+def correlations(setup: sampling.Setup, s: strategies.Situation, table: dict[str, Row]) -> Row:
+    """Spearman's rank correlation of every predictor with the two distances, and the distance of its favourite."""
+    found: Row = {}
+    distances = {
+        score: np.array([row[score] for row in table.values()]) for score in ("fd_features", "fd_pixels")
+    }
+    for name, values in predictions(setup, s, table).items():
+        first = int(np.argmin(values))
+        found[name] = {
+            score: round(float(spearmanr(values, d).statistic), 4) for score, d in distances.items()
+        }
+        found[name]["favourite"] = list(table)[first]
+        found[name]["ratio"] = round(
+            float(distances["fd_features"][first] / distances["fd_features"].min()), 4
+        )
+        found[name]["value"] = round(float(values[first]), 6)
+    return found
+
+
+def misled(values: Floats, distances: Floats, names: list[str]) -> list[Any]:
+    """The strategy whose rank by the prediction is most too good, and the one whose rank is most too bad."""
+    gap = np.argsort(np.argsort(distances)) - np.argsort(np.argsort(values))
+    return [[names[int(k)], int(gap[k])] for k in (np.argmax(gap), np.argmin(gap))]
+
+
+def summary(setup: sampling.Setup) -> Row:
+    """All figures of one setup."""
+    rows = rows_of(setup.name)
+    s = compare.situation(setup, RESULTS)
+    result: Row = {"data": setup.data, "sampler": setup.sampler, "final": finals(rows), "survey": {}}
+    for nfe, table in survey(rows).items():
+        best = min(row["fd_features"] for row in table.values())
+        names = list(table)
+        w2 = predictions(setup, s, table)
+        distances = np.array([row["fd_features"] for row in table.values()])
+        one = next(iter(table.values()))
+        result["survey"][str(nfe)] = {
+            "count": one["count"],
+            "seed": one["seed"],
+            "distance": {name: round(row["fd_features"], 4) for name, row in table.items()},
+            "pixels": {name: round(row["fd_pixels"], 4) for name, row in table.items()},
+            "ratio": {name: round(row["fd_features"] / best, 4) for name, row in table.items()},
+            "correlation": correlations(setup, s, table),
+            "misled": {
+                key: misled(w2[key], distances, names) for key in ("w2-cov-0", "w2-eff-0", "kl-cov-0.01")
+            },
+        }
+    result["effective"] = [
+        s.effective.eigenvalues.round(6).tolist(),
+        np.asarray(s.effective.counts).round(2).tolist(),
+    ]
+    return result
+
+
+def regrets(setups: dict[str, Row]) -> dict[str, Row]:
+    """Of every strategy that all setups have: the distance over the best one's, worst case and geometric mean."""
+    ratios: dict[str, list[tuple[float, str]]] = defaultdict(list)
+    cases = 0
+    for name, setup in setups.items():
+        for nfe, table in setup["survey"].items():
+            cases += 1
+            for strategy, ratio in table["ratio"].items():
+                ratios[strategy].append((ratio, f"{name} NFE {nfe}"))
+    found = {}
+    for strategy, values in ratios.items():
+        if len(values) == cases:
+            worst = max(values)
+            mean = float(np.exp(np.mean([np.log(value) for value, _ in values])))
+            found[strategy] = {"mean": round(mean, 4), "worst": worst[0], "where": worst[1]}
+    return dict(sorted(found.items(), key=lambda item: item[1]["mean"]))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--check", action="store_true")
+    arguments = parser.parse_args()
+    setups = {name: summary(setup) for name, setup in sampling.SETUPS.items() if rows_of(name)}
+    result = {"setups": setups, "regret": regrets(setups)}
+    files = {"answer.json": json.dumps(result, indent=1) + "\n", "answer.md": answer_text.written(result)}
+    for name, text in files.items():
+        path = pathlib.Path(RESULTS / name)
+        if not arguments.check:
+            path.write_text(text, encoding="utf-8")
+        elif not path.exists() or path.read_text(encoding="utf-8") != text:
+            sys.exit(f"{name} is not that of the committed results: run benchmarks/experiments/answer.py")
+
+
+if __name__ == "__main__":
+    main()

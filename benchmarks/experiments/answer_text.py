@@ -1,0 +1,131 @@
+"""The answer in words and tables, from the figures that answer.py computes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+Row = dict[str, Any]
+SHOWN = 14  # strategies in the table of ratios
+ALWAYS = (
+    "karras-7",
+    "exponential",
+    "beta",
+    "tan-1-min",
+    "tan-1-to0",
+    "tangent-w2-cov",
+    "tangent-w2-eff",
+    "search-w2-cov-0",
+    "search-w2-eff-0",
+    "search-kl-cov-0.01",
+    "search-kl-eff-0.1",
+    "geodesic-0.01",
+    "trajectory-dp",
+    "uniform-trailing",
+)
+
+
+def table(head: Iterable[str], lines: Iterable[Iterable[str]]) -> str:
+    """Markdown."""
+    head = list(head)
+    return "\n".join(
+        "| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *map(list, lines)]
+    )
+
+
+def correlation_table(setup: Row) -> str:
+    """Rank correlation with the features' distance, a line for each predictor, a column for each NFE."""
+    survey = setup["survey"]
+    names = list(next(iter(survey.values()))["correlation"])
+    means = {
+        name: float(np.mean([part["correlation"][name]["fd_features"] for part in survey.values()]))
+        for name in names
+    }
+    lines = []
+    for name in sorted(names, key=lambda name: -means[name]):
+        parts = [part["correlation"][name] for part in survey.values()]
+        values = [f"{part['fd_features']:.2f} ({part['ratio']:.2f})" for part in parts]
+        lines.append([name, f"{means[name]:.2f}", *values])
+    return table(["predictor", "mean", *(f"NFE {nfe}" for nfe in survey)], lines)
+
+
+def ratio_table(setup: Row) -> str:
+    """Distance over the best one's: the strategies that are best on average, and those that people know."""
+    survey = setup["survey"]
+    ratios = {
+        name: [part["ratio"].get(name) for part in survey.values()]
+        for name in next(iter(survey.values()))["ratio"]
+    }
+    complete = {name: values for name, values in ratios.items() if None not in values}
+    order = sorted(complete, key=lambda name: float(np.mean(np.log(complete[name]))))
+    chosen = [name for name in order if name in order[:SHOWN] or name in ALWAYS]
+    best = ["least distance", *(f"{min(part['distance'].values()):.2f}" for part in survey.values())]
+    lines = [best, *([name, *(f"{value:.2f}" for value in complete[name])] for name in chosen)]
+    return table(["strategy", *(f"NFE {nfe}" for nfe in survey)], lines)
+
+
+def final_table(setup: Row) -> str:
+    """Mean and standard deviation over seeds."""
+    cells = {(line["strategy"], line["nfe"]): line for line in setup["final"]}
+    evaluations = sorted({nfe for _, nfe in cells})
+    lines = []
+    for strategy in sorted({strategy for strategy, _ in cells}):
+        line = [strategy]
+        for nfe in evaluations:
+            cell = cells.get((strategy, nfe))
+            line.append("" if cell is None else "{:.2f} ± {:.2f}".format(*cell["fd_features"]))
+        lines.append(line)
+    return table(["strategy", *(f"NFE {nfe}" for nfe in evaluations)], lines)
+
+
+def setup_text(name: str, setup: Row) -> str:
+    """One setup."""
+    first = next(iter(setup["survey"].values()))
+    parts = [
+        f"## {name}",
+        f"{len(first['distance'])} choices of levels, {first['count']:,} samples of seed {first['seed']} each. "
+        "Frechet distance of the features over the least one at that NFE:",
+        ratio_table(setup),
+        "Spearman's rank correlation between a prediction and the distance; in brackets the distance of the choice "
+        "that the prediction likes best, over the least distance:",
+        correlation_table(setup),
+    ]
+    misled = [
+        f"NFE {nfe}: {good} {gap:+d}, {bad} {less:+d}"
+        for nfe, part in setup["survey"].items()
+        for (good, gap), (bad, less) in [part["misled"]["w2-cov-0"]]
+    ]
+    parts.append(
+        "Where w2 on the covariance spectrum misleads most, in ranks (+: the samples are worse than predicted): "
+        + "; ".join(misled)
+        + "."
+    )
+    if setup["final"]:
+        one = setup["final"][-1]
+        parts += [
+            f"Mean and standard deviation over seeds, {one['count']:,} samples each:",
+            final_table(setup),
+        ]
+    return "\n\n".join(parts)
+
+
+def written(result: Row) -> str:
+    """The whole text."""
+    lines = [
+        [name, f"{line['mean']:.2f}", f"{line['worst']:.2f}", line["where"]]
+        for name, line in list(result["regret"].items())[:25]
+    ]
+    parts = [
+        "# Do better numbers make better samples?",
+        "Written by `benchmarks/experiments/answer.py` from the committed results. A predictor is named "
+        "metric-spectrum-floor; cov is the covariance spectrum of the training images, eff the effective spectrum of "
+        "the model's denoising errors. to0: carried to sigma = 0; min: stopped at sigma_min, then 0.",
+        "## All setups",
+        "Distance of a strategy over the least one of all strategies, over every setup and NFE that the survey has: "
+        "geometric mean, worst case. Strategies that all setups share, best first:",
+        table(["strategy", "mean", "worst", "where"], lines),
+        *(setup_text(name, setup) for name, setup in result["setups"].items()),
+    ]
+    return "\n\n".join(parts) + "\n"

@@ -1,0 +1,209 @@
+"""Run the strategies on a trained model and score the samples.
+
+    python benchmarks/experiments/compare.py mnist-edm-ddim [--count 10000] [--seeds 0 1 2] [--nfe 3 4 5 6 8 10 15 20]
+        [--strategies NAME ...] [--processes 2] [--compile] [--minutes M]
+    python benchmarks/experiments/compare.py own --pipeline FOLDER --images FOLDER [--sampler dpmpp_2m] [--out FOLDER]
+
+The first form runs a committed model, the second a diffusers pipeline of your own (see pipelines.py). Adds what is
+missing to results/samples-<setup>.json. First it measures the spectrum of the images and the model's denoising errors,
+from which the effective spectrum follows (results/measured-<model>.json). The noise of a seed is the same for every
+strategy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import pathlib
+import time
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from typing import Any
+
+import data
+import numpy as np
+import sampling
+import scores
+import strategies
+import torch
+from numpy.typing import NDArray
+from store import RESULTS, Store
+
+import fastkl
+
+NFE = (3, 4, 5, 6, 8, 10, 15, 20)
+PACKAGES = ("torch", "diffusers", "safetensors")
+Floats = NDArray[np.float64]
+WORKER: dict[str, Any] = {}
+
+
+def measured(setup: sampling.Setup, out: pathlib.Path) -> dict[str, Any]:
+    """What the strategies know of the data and the model, read from the result file or measured now.
+
+    Eigenvalues and mean of the training images, and the denoising errors on held-out images at 40 levels.
+    """
+    path = out / f"measured-{pathlib.Path(setup.model).name}.json"
+    if not path.exists():
+        images = setup.images()
+        sigmas = np.geomspace(setup.schedule.sigma_min, setup.schedule.sigma_max, 40)
+        held_out = data.scaled(images.held_out[:2000])
+        errors = sampling.denoising_errors(sampling.ready(setup, exact=True), held_out, sigmas)
+        pixels = data.scaled(images.training)
+        spectrum = fastkl.Spectrum.from_samples(pixels.reshape(len(pixels), -1))
+        found = {
+            "held_out": len(held_out),
+            "sigma_data": float(pixels.std(dtype=np.float64)),
+            "sigmas": sigmas.tolist(),
+            "errors": errors.tolist(),
+            "eigenvalues": spectrum.eigenvalues.tolist(),
+            "mean": None if spectrum.mean is None else spectrum.mean.tolist(),
+        }
+        out.mkdir(exist_ok=True)
+        path.write_text(json.dumps(found) + "\n", encoding="utf-8")
+    return dict(json.loads(path.read_text(encoding="utf-8")))
+
+
+def effective_spectrum(sigmas: Floats, errors: Floats, dim: int) -> fastkl.Spectrum:
+    """Gaussian with the model's errors, from the levels at which it does better than to leave the noise in."""
+    useful = errors < sigmas**2 * dim
+    if not useful.all():
+        print(
+            f"worse than to leave the noise in at sigma = {sigmas[~useful].round(4).tolist()}: not used",
+            flush=True,
+        )
+    return fastkl.Spectrum.from_denoising_errors(sigmas[useful], errors[useful], dim)
+
+
+def situation(setup: sampling.Setup, out: pathlib.Path) -> strategies.Situation:
+    """Spectra of the data and of the model's errors."""
+    found = measured(setup, out)
+    covariance = fastkl.Spectrum(np.array(found["eigenvalues"]), mean=found["mean"])
+    dim = len(found["eigenvalues"])
+    effective = effective_spectrum(np.array(found["sigmas"]), np.array(found["errors"]), dim)
+    return strategies.Situation(setup.schedule, setup.sampler, covariance, effective, found["sigma_data"])
+
+
+def start_worker(setup: sampling.Setup, compiled: bool, device: str) -> None:
+    """Load the model and the scorer once for each process."""
+    torch.set_num_threads(1)
+    images = setup.images()
+    model = sampling.ready(setup, device=device, compiled=compiled)
+    WORKER["run"] = sampling.runner(setup, model, device)
+    WORKER["denoise"] = sampling.denoiser(model, device)
+    WORKER["scorer"] = scores.Scorer(images)
+    WORKER["shape"], WORKER["device"] = images.training.shape[1:], device
+
+
+def work(cell: dict[str, Any]) -> dict[str, Any]:
+    """Draw and score one cell."""
+    start = time.monotonic()
+    sigmas = np.array(cell["sigmas"])
+    drawn = sampling.samples(
+        WORKER["run"], sigmas, WORKER["shape"], cell["count"], cell["seed"], WORKER["device"]
+    )
+    sampled = time.monotonic() - start
+    if not np.isfinite(drawn).all():
+        raise FloatingPointError(f"{cell['strategy']} at {cell['nfe']}: samples are not finite")
+    return cell | WORKER["scorer"].scores(drawn) | {"seconds": round(sampled, 1)}
+
+
+def found_on_samples(setup: str, out: pathlib.Path) -> dict[tuple[str, int], list[float]]:
+    """Levels that find.py found, by strategy and number of evaluations."""
+    path = out / f"found-{setup}.json"
+    rows = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
+    return {(row["strategy"], row["nfe"]): row["sigmas"] for row in rows}
+
+
+def cells(s: strategies.Situation, arguments: argparse.Namespace, there: Store) -> Iterator[dict[str, Any]]:
+    """Cells that are missing with their levels: all strategies at one number of evaluations, then the next."""
+    chosen: dict[str, strategies.Choose | None] = dict(strategies.all_of(s))
+    found = found_on_samples(there.about["setup"], arguments.out)
+    chosen |= dict.fromkeys(sorted({strategy for strategy, _ in found}))
+    known = found | {(row["strategy"], row["nfe"]): row["sigmas"] for row in there.rows}
+    if arguments.strategies:
+        chosen = {name: chosen[name] for name in arguments.strategies if name in chosen}
+    for seed in arguments.seeds:
+        for nfe in arguments.nfe:
+            for name, choose in chosen.items():
+                cell = {"strategy": name, "nfe": nfe, "seed": seed, "count": arguments.count}
+                sigmas = known.get((name, nfe))
+                if there.missing([cell]) and (sigmas or choose):
+                    yield cell | {"sigmas": sigmas or strategies.levels(s, choose, nfe).tolist()}
+
+
+def run(
+    setup: sampling.Setup, todo: Iterator[dict[str, Any]], there: Store, arguments: argparse.Namespace
+) -> None:
+    """Hand the cells to the processes, two each at most, and keep every row as it comes."""
+    deadline = time.monotonic() + 60 * arguments.minutes
+    context = multiprocessing.get_context("spawn")
+    initial = (setup, arguments.compile, arguments.device)
+    with ProcessPoolExecutor(arguments.processes, context, start_worker, initial) as pool:
+        waiting: set[Future[dict[str, Any]]] = set()
+        done = 0
+        more = True
+        while more or waiting:
+            while more and len(waiting) < 2 * arguments.processes:
+                cell = next(todo, None) if time.monotonic() < deadline else None
+                more = cell is not None
+                if cell is not None:
+                    waiting.add(pool.submit(work, cell))
+            finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+            for future in finished:
+                row = future.result()
+                there.add(row)
+                done += 1
+                print(
+                    f"{done:5d}  seed {row['seed']}  NFE {row['nfe']:2d}  {row['strategy']:24s}"
+                    f"  FD {row['fd_features']:9.3f}  pixels {row['fd_pixels']:8.3f}  {row['seconds']:6.1f} s",
+                    flush=True,
+                )
+
+
+def parsed() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("setup", choices=[*sampling.SETUPS, "own"])
+    parser.add_argument("--pipeline", type=pathlib.Path, help="folder of a saved diffusers pipeline")
+    parser.add_argument(
+        "--images", type=pathlib.Path, help="folder of images like those that it was trained on"
+    )
+    parser.add_argument("--sampler", choices=["ddim", "dpmpp_2m"], default="ddim", help="for --pipeline")
+    parser.add_argument("--out", type=pathlib.Path, default=RESULTS, help="folder of the result files")
+    parser.add_argument("--count", type=int, default=10_000, help=f"samples, a multiple of {sampling.BATCH}")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--nfe", type=int, nargs="+", default=list(NFE))
+    parser.add_argument("--strategies", nargs="+", help="default: all")
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--compile", action="store_true", help="needs a C++ compiler; about twice as fast")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--minutes", type=float, default=1e6, help="start no cell after this")
+    return parser.parse_args()
+
+
+def setup_of(arguments: argparse.Namespace) -> sampling.Setup:
+    """The committed setup, or the user's own."""
+    if arguments.setup != "own":
+        return sampling.SETUPS[arguments.setup]
+    for name in ("pipeline", "images"):
+        folder = getattr(arguments, name)
+        if folder is None or not folder.is_dir():
+            raise SystemExit(f"own needs --{name}, a folder that exists; got {folder}")
+    name = f"{arguments.pipeline.name}-{arguments.sampler}"
+    return sampling.Setup(name, str(arguments.pipeline), str(arguments.images), arguments.sampler)
+
+
+def main() -> None:
+    arguments = parsed()
+    setup = setup_of(arguments)
+    s = situation(setup, arguments.out)
+    about = {"setup": setup.name, "model": pathlib.Path(setup.model).name, "sampler": setup.sampler}
+    keys = ("strategy", "nfe", "seed", "count")
+    there = Store(arguments.out / f"samples-{setup.name}.json", keys, about, PACKAGES)
+    run(setup, cells(s, arguments, there), there, arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""Search levels on samples of a model (see searched.py), count what it costs, and keep them for the comparison.
+
+    python benchmarks/experiments/find.py mnist-edm-ddim [--compile] [--cma 4 6 10]
+
+Writes results/found-<setup>.json; compare.py takes "trajectory-dp" and "cma-fd" from there.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import numpy as np
+import sampling
+import scores
+import searched
+import strategies
+import torch
+from compare import NFE, PACKAGES, situation
+from numpy.typing import NDArray
+from store import RESULTS, Store
+
+from fastkl import discretize
+
+KEYS = ("strategy", "nfe")
+
+
+def keep(store: Store, strategy: str, nfe: int, found: searched.Found, s: strategies.Situation) -> None:
+    """Write one choice of levels."""
+    on_grid = strategies.levels(s, lambda _: np.array(found.sigmas), nfe)
+    store.add(
+        {"strategy": strategy, "nfe": nfe, "evaluations": found.evaluations, "sigmas": on_grid.tolist()}
+    )
+    print(
+        f"{strategy}  NFE {nfe}  {found.evaluations} evaluations  {np.round(on_grid, 3).tolist()}", flush=True
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("setup", choices=sampling.SETUPS)
+    parser.add_argument("--cma", type=int, nargs="*", default=[4, 6, 10], help="NFE that CMA-ES searches")
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    setup = sampling.SETUPS[arguments.setup]
+    images = setup.images()
+    s = situation(setup, RESULTS)
+    store = Store(RESULTS / f"found-{setup.name}.json", KEYS, {"setup": setup.name}, (*PACKAGES, "cma"))
+    shape = images.training.shape[1:]
+    if store.missing([{"strategy": "trajectory-dp", "nfe": nfe} for nfe in NFE]):
+        exact = sampling.denoiser(
+            sampling.ready(setup, device=arguments.device, exact=True), arguments.device
+        )
+        ends = setup.schedule.sigma_max, setup.schedule.sigma_min
+        for nfe, found in searched.trajectory_dp(exact, ends, shape, list(NFE)).items():
+            keep(store, "trajectory-dp", nfe, found, s)
+    model = sampling.ready(setup, device=arguments.device, compiled=arguments.compile)
+    run, scorer = sampling.runner(setup, model, arguments.device), scores.Scorer(images)
+
+    def distance(sigmas: NDArray[np.float64]) -> float:
+        levels = strategies.levels(s, lambda _: sigmas, len(sigmas) - 1)
+        drawn = sampling.samples(run, levels, shape, searched.DRAWN, searched.SEED, arguments.device)
+        return scorer.quick(drawn)
+
+    for nfe in arguments.cma:
+        if store.missing([{"strategy": "cma-fd", "nfe": nfe}]):
+            start = discretize.tangent(s.schedule, nfe, gamma=1.0, sigma_min=0.0)
+            keep(store, "cma-fd", nfe, searched.cma_fd(distance, start), s)
+
+
+if __name__ == "__main__":
+    main()

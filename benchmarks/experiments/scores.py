@@ -1,0 +1,111 @@
+"""How far samples are from the data: Frechet distances, precision and recall, and the classifier's opinion."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import classifier
+import data
+import numpy as np
+from numpy.typing import NDArray
+from scipy.linalg import eigh, eigvalsh
+from scipy.spatial import cKDTree
+
+Floats = NDArray[np.float64]
+
+NEIGHBOURS = 3  # Kynkaanniemi et al. 2019
+LARGEST = 32  # side of the images whose pixels are compared
+MOST = 10_000  # images of the data that precision and recall compare with
+
+
+@dataclass(frozen=True)
+class Normal:
+    """Mean and covariance of some vectors; the covariance's square root is kept for the reference."""
+
+    mean: Floats
+    covariance: Floats
+
+    @classmethod
+    def of(cls, vectors: Floats) -> Normal:
+        """Fit to rows."""
+        return cls(vectors.mean(0), np.cov(vectors, rowvar=False))
+
+    def root(self) -> Floats:
+        """Symmetric square root of the covariance."""
+        values, vectors = eigh(self.covariance)
+        return (vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T
+
+
+def frechet(reference: Normal, root: Floats, other: Normal) -> float:
+    """|m - m'|^2 + tr C + tr C' - 2 tr (C^1/2 C' C^1/2)^1/2; root is C^1/2 of the reference."""
+    cross = np.sqrt(np.maximum(eigvalsh(root @ other.covariance @ root), 0.0)).sum()
+    shift = np.square(reference.mean - other.mean).sum()
+    return float(shift + np.trace(reference.covariance) + np.trace(other.covariance) - 2.0 * cross)
+
+
+def radii(points: Floats) -> Floats:
+    """Distance of every point to its NEIGHBOURS-th nearest other."""
+    return np.asarray(cKDTree(points).query(points, NEIGHBOURS + 1)[0][:, -1])
+
+
+def covered(points: Floats, centres: Floats, radius: Floats) -> float:
+    """Share of the points that lie in at least one ball."""
+    norms = np.square(centres).sum(1) - np.square(radius)
+    inside = 0
+    for start in range(0, len(points), 500):
+        block = points[start : start + 500]
+        gaps = np.square(block).sum(1)[:, None] - 2.0 * block @ centres.T + norms
+        inside += int((gaps.min(1) <= 1e-12).sum())
+    return inside / len(points)
+
+
+def small(images: NDArray[np.float32]) -> Floats:
+    """Pixels as rows, averaged over squares until a side is at most LARGEST."""
+    factor = -(-images.shape[-1] // LARGEST)
+    while images.shape[-1] % factor:
+        factor += 1
+    n, channels, size, _ = images.shape
+    blocks = images.reshape(n, channels, size // factor, factor, size // factor, factor)
+    return blocks.mean((3, 5), dtype=np.float64).reshape(n, -1)
+
+
+class Scorer:
+    """Scores samples of one data set: made once, used for every set of samples. Without labels it knows pixels only."""
+
+    def __init__(self, images: data.Images) -> None:
+        scaled = data.scaled(images.training)
+        pixels = small(scaled)
+        self.pixels = Normal.of(pixels)
+        self.pixel_root = self.pixels.root()
+        self.model = classifier.load(images.name, images.size, images.classes) if images.classes > 1 else None
+        features = pixels if self.model is None else classifier.look(self.model, scaled)[0]
+        self.features = Normal.of(features)
+        self.feature_root = self.features.root()
+        chosen = np.random.default_rng(0).permutation(len(features))[:MOST]
+        self.real = features[chosen]
+        self.real_radii = radii(self.real)
+        self.shares = np.bincount(images.training_labels, minlength=images.classes) / len(features)
+
+    def look(self, samples: NDArray[np.float32]) -> tuple[Floats, Floats]:
+        """Features and class probabilities of samples clipped to [-1, 1], as an image would be."""
+        clipped = np.clip(samples, -1.0, 1.0)
+        if self.model is None:
+            return small(clipped), np.ones((len(clipped), 1))
+        return classifier.look(self.model, clipped)
+
+    def quick(self, samples: NDArray[np.float32]) -> float:
+        """Frechet distance of the features alone."""
+        return frechet(self.features, self.feature_root, Normal.of(self.look(samples)[0]))
+
+    def scores(self, samples: NDArray[np.float32]) -> dict[str, float]:
+        """All scores of samples (n, C, H, W)."""
+        features, probabilities = self.look(samples)
+        pixels = Normal.of(small(np.clip(samples, -1.0, 1.0)))
+        return {
+            "fd_features": frechet(self.features, self.feature_root, Normal.of(features)),
+            "fd_pixels": frechet(self.pixels, self.pixel_root, pixels),
+            "precision": covered(features, self.real, self.real_radii),
+            "recall": covered(self.real, features, radii(features)),
+            "confidence": float(probabilities.max(1).mean()),
+            "class_shift": float(0.5 * np.abs(probabilities.mean(0) - self.shares).sum()),
+        }

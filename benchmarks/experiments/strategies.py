@@ -1,0 +1,129 @@
+"""The ways to choose levels that the comparison runs, by name: a function of the number of evaluations each.
+
+For DDPM models all levels are moved to timesteps of the table, as pipelines take them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import beta
+
+import fastkl
+from fastkl import NoiseSchedule, Spectrum, discretize
+
+Floats = NDArray[np.float64]
+Choose = Callable[[int], Floats]
+
+FLOORS = (1e-4, 1e-3, 1e-2, 1e-1)
+GAMMAS = (0.25, 0.5, 1.0, 2.0)
+METRICS = ("kl", "reverse_kl", "jeffreys", "w2")
+
+
+@dataclass(frozen=True)
+class Situation:
+    """What a choice of levels may depend on."""
+
+    schedule: NoiseSchedule
+    sampler: str
+    covariance: Spectrum
+    effective: Spectrum
+    sigma_data: float
+
+    def spectrum(self, name: str, floor: float) -> Spectrum:
+        """The covariance spectrum or the effective one, with a floor."""
+        found = self.covariance if name == "cov" else self.effective
+        return found.floored(floor) if floor else found
+
+
+def tangent_by(situation: Situation, spectrum: Spectrum, metric: str, steps: int) -> Floats:
+    """Tangent law carried to 0 with the gamma that has the least divergence of 400 tried."""
+    gammas = np.geomspace(1e-4, 1e2, 400)
+    levels = discretize.tangent(situation.schedule, steps, gamma=gammas, sigma_min=0.0)
+    values = fastkl.divergence(spectrum, levels, metric, situation.sampler, situation.schedule.prior)
+    return np.asarray(levels[int(np.argmin(values))])
+
+
+def beta_levels(schedule: NoiseSchedule, steps: int) -> Floats:
+    """Quantiles of a Beta(0.6, 0.6) distribution of the time, then 0 (Lee et al. 2024, as ComfyUI has it)."""
+    times = beta.ppf(1.0 - np.arange(steps) / steps, 0.6, 0.6)
+    last = schedule.num_train_timesteps
+    levels = schedule.sigmas(times if last is None else np.rint(times * (last - 1)))
+    return np.append(levels, 0.0)
+
+
+def searched(situation: Situation, spectrum: Spectrum, metric: str, steps: int) -> Floats:
+    """fastkl's optimum."""
+    best = fastkl.search(spectrum, situation.schedule, steps, situation.sampler, metric, time_limit=60.0)
+    return np.asarray(best.sigmas)
+
+
+def fixed(s: Situation) -> dict[str, Choose]:
+    """Laws without a spectrum, and the tangent law with gammas from tools and papers."""
+    schedule = s.schedule
+    low = schedule.sigma_min
+    found: dict[str, Choose] = {"beta": partial(beta_levels, schedule)}
+    if schedule.num_train_timesteps is not None:
+        found |= {
+            f"uniform-{spacing}": partial(discretize.uniform, schedule, spacing=spacing)
+            for spacing in ("linspace", "leading", "trailing")
+        }
+        found["quadratic"] = partial(discretize.quadratic, schedule)
+        found |= {
+            f"power-uniform-{power:g}": partial(discretize.power_uniform, schedule, power=power)
+            for power in (1.5, 3.0, 4.0)
+        }
+    for rho in (1.0, 2.0, 3.0, 5.0, 7.0, 10.0):
+        found[f"karras-{rho:g}"] = partial(discretize.karras, schedule, rho=rho)
+    for least in (0.02, 0.1):
+        found |= {
+            f"karras-{rho:g}-min{least:g}": partial(discretize.karras, schedule, rho=rho, sigma_min=least)
+            for rho in (3.0, 7.0)
+        }
+        found[f"exponential-min{least:g}"] = partial(discretize.exponential, schedule, sigma_min=least)
+    found["exponential"] = partial(discretize.exponential, schedule)
+    gammas = {f"{gamma:g}": gamma for gamma in GAMMAS} | {"data": s.sigma_data**2}
+    for name, gamma in gammas.items():
+        found[f"tan-{name}-to0"] = partial(discretize.tangent, schedule, gamma=gamma, sigma_min=0.0)
+        found[f"tan-{name}-min"] = partial(discretize.tangent, schedule, gamma=gamma, sigma_min=low)
+    return found
+
+
+def by_spectrum(s: Situation) -> dict[str, Choose]:
+    """Laws and optima that the spectrum chooses."""
+    found: dict[str, Choose] = {}
+    for floor in FLOORS:
+        spectrum = s.spectrum("cov", floor)
+        gamma = fastkl.tangent_gamma(spectrum)
+        found[f"tangent-star-{floor:g}"] = partial(discretize.tangent, s.schedule, gamma=gamma, sigma_min=0.0)
+        found[f"geodesic-{floor:g}"] = partial(discretize.geodesic, s.schedule, spectrum=spectrum)
+        for metric in METRICS:
+            if metric != "w2" or floor >= 1e-2:
+                found[f"search-{metric}-cov-{floor:g}"] = partial(searched, s, spectrum, metric)
+    for metric in METRICS:
+        floor = 0.0 if metric == "w2" else 1e-2
+        found[f"tangent-{metric}-cov"] = partial(tangent_by, s, s.spectrum("cov", floor), metric)
+        found[f"tangent-{metric}-eff"] = partial(tangent_by, s, s.spectrum("eff", floor), metric)
+    found["search-w2-cov-0"] = partial(searched, s, s.spectrum("cov", 0.0), "w2")
+    found["search-w2-eff-0"] = partial(searched, s, s.spectrum("eff", 0.0), "w2")
+    for metric in ("kl", "reverse_kl", "jeffreys"):
+        for floor in (1e-3, 1e-2, 1e-1):
+            found[f"search-{metric}-eff-{floor:g}"] = partial(searched, s, s.spectrum("eff", floor), metric)
+    return found
+
+
+def all_of(s: Situation) -> dict[str, Choose]:
+    """Every strategy that chooses levels without drawing samples."""
+    return fixed(s) | by_spectrum(s)
+
+
+def levels(s: Situation, choose: Choose, steps: int) -> Floats:
+    """Levels of one strategy, on the table for a discrete schedule."""
+    found = np.asarray(choose(steps))
+    if s.schedule.num_train_timesteps is None:
+        return found
+    return np.asarray(discretize.snap(s.schedule, found))
