@@ -64,23 +64,29 @@ def measured(setup: sampling.Setup, out: pathlib.Path) -> dict[str, Any]:
     return dict(json.loads(path.read_text(encoding="utf-8")))
 
 
-def effective_spectrum(sigmas: Floats, errors: Floats, dim: int) -> fastkl.Spectrum:
-    """Gaussian with the model's errors, from the levels at which it does better than to leave the noise in."""
-    useful = errors < sigmas**2 * dim
+def effective_spectrum(sigmas: Floats, errors: Floats, eigenvalues: Floats) -> fastkl.Spectrum:
+    """Gaussian with the model's errors, from the levels at which the model is of use.
+
+    Not used: levels at which to leave the noise in, or to answer the mean of the data, has the smaller error. A
+    denoiser's error never falls as sigma grows and error / sigma^2 never grows: what breaks that is a fault of the
+    network and is lowered to the least that the other levels allow.
+    """
+    useful = errors < np.minimum(sigmas**2 * len(eigenvalues), eigenvalues.sum())
     if not useful.all():
-        print(
-            f"worse than to leave the noise in at sigma = {sigmas[~useful].round(4).tolist()}: not used",
-            flush=True,
-        )
-    return fastkl.Spectrum.from_denoising_errors(sigmas[useful], errors[useful], dim)
+        print(f"sigma = {sigmas[~useful].round(4).tolist()}: the network is of no use, not used", flush=True)
+    sigmas, errors = sigmas[useful], errors[useful]
+    errors = np.minimum.accumulate(errors[::-1])[::-1]
+    errors = np.minimum.accumulate(errors / sigmas**2) * sigmas**2
+    return fastkl.Spectrum.from_denoising_errors(sigmas, errors, len(eigenvalues))
 
 
 def situation(setup: sampling.Setup, out: pathlib.Path) -> strategies.Situation:
     """Spectra of the data and of the model's errors."""
     found = measured(setup, out)
     covariance = fastkl.Spectrum(np.array(found["eigenvalues"]), mean=found["mean"])
-    dim = len(found["eigenvalues"])
-    effective = effective_spectrum(np.array(found["sigmas"]), np.array(found["errors"]), dim)
+    effective = effective_spectrum(
+        np.array(found["sigmas"]), np.array(found["errors"]), np.array(found["eigenvalues"])
+    )
     return strategies.Situation(setup.schedule, setup.sampler, covariance, effective, found["sigma_data"])
 
 
@@ -197,6 +203,7 @@ def setup_of(arguments: argparse.Namespace) -> sampling.Setup:
 
 def main() -> None:
     arguments = parsed()
+    torch.set_num_threads(1)
     setup = setup_of(arguments)
     s = situation(setup, arguments.out)
     about = {"setup": setup.name, "model": pathlib.Path(setup.model).name, "sampler": setup.sampler}

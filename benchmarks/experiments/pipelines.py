@@ -34,7 +34,9 @@ class PipelineDenoiser(nn.Module):
 
     def raw(self, inputs: Tensor, sigma: Tensor) -> Tensor:
         """The noise that the network sees in x = y / sqrt(1 + sigma^2)."""
-        timesteps = torch.from_numpy(np.asarray(self.schedule.timesteps(sigma.cpu().double().numpy())))
+        low, high = self.schedule.sigma_min, self.schedule.sigma_max
+        levels = np.clip(sigma.cpu().double().numpy(), low, high)  # float32 may have left the table's range
+        timesteps = torch.from_numpy(np.asarray(self.schedule.timesteps(levels)))
         found = self.network(inputs, timesteps.to(inputs.device, torch.float32)).sample
         if self.prediction == "epsilon":
             return found

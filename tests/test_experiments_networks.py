@@ -1,0 +1,332 @@
+"""The experiments on trained networks: their parts against slow, obvious forms, and the whole on a tiny pipeline."""
+
+import itertools
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import fastkl
+
+HERE = Path(__file__).resolve().parents[1] / "benchmarks" / "experiments"
+LAMBDAS = torch.tensor([4.0, 0.5, 0.01, 0.0], dtype=torch.float64)
+
+
+@pytest.fixture(autouse=True)
+def modules(monkeypatch):
+    """The scripts import each other from their own folder."""
+    monkeypatch.syspath_prepend(str(HERE))
+    before = set(sys.modules)
+    yield
+    for name in set(sys.modules) - before:
+        if str(HERE) in str(getattr(sys.modules[name], "__file__", "")):
+            del sys.modules[name]
+
+
+def gaussian(y, sigma):
+    """Exact denoiser of four pixels with variances LAMBDAS."""
+    return y * (LAMBDAS / (LAMBDAS + sigma**2)).reshape(1, 1, 2, 2)
+
+
+def units():
+    """One first state of standard deviation 1 in every pixel."""
+    return torch.ones(1, 1, 2, 2, dtype=torch.float64)
+
+
+def test_ddim_loop_gives_the_variance_of_the_closed_form():
+    import sampling
+
+    sigmas = fastkl.discretize.karras(fastkl.NoiseSchedule.edm(), 6)
+    found = sampling.ddim(gaussian, sigmas, units()).flatten().square().numpy()
+    expected = fastkl.output_variance(LAMBDAS.numpy(), sigmas, prior="ve")
+    np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-300)
+
+
+def epsilon_of(schedule):
+    def epsilon(x, timestep):
+        sigma = float(schedule.sigmas(timestep))
+        y = x * (1 + sigma**2) ** 0.5
+        return (y - gaussian(y, sigma)) / sigma
+
+    return epsilon
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "dpmpp_2m"])
+def test_diffusers_loop_gives_the_variance_of_the_closed_form(sampler):
+    import sampling
+
+    setup = sampling.SETUPS[f"mnist-epsilon-{sampler}"]
+    sigmas = fastkl.discretize.snap(setup.schedule, fastkl.discretize.tangent(setup.schedule, 7))
+    timesteps = setup.schedule.timesteps(sigmas[:-1]).astype(int).tolist()
+    run = sampling.with_scheduler(
+        sampling.scheduler_for(setup), epsilon_of(setup.schedule), timesteps, units()
+    )
+    expected = fastkl.output_variance(LAMBDAS.numpy(), sigmas, sampler=sampler, prior="vp")
+    np.testing.assert_allclose(
+        run.flatten().double().square().numpy(), expected, rtol=1e-4, atol=1e-12
+    )  # float32 tables
+
+
+def test_the_scheduler_of_order_1_is_ddim():
+    import sampling
+    from diffusers import DDIMScheduler
+
+    setup = sampling.SETUPS["mnist-epsilon-ddim"]
+    ddim = DDIMScheduler(beta_start=1e-4, beta_end=0.02, beta_schedule="linear", clip_sample=False)
+    ddim.set_timesteps(10)
+    epsilon = epsilon_of(setup.schedule)
+    x = units()
+    for timestep in ddim.timesteps:
+        x = ddim.step(epsilon(x, int(timestep)), timestep, x).prev_sample
+    ours = sampling.with_scheduler(sampling.scheduler_for(setup), epsilon, ddim.timesteps.tolist(), units())
+    np.testing.assert_allclose(
+        ours.flatten().numpy(), x.flatten().numpy(), rtol=0, atol=2e-2 * float(x.abs().max())
+    )
+
+
+def test_committed_weights_are_small_and_run():
+    import networks
+
+    files = sorted(networks.WEIGHTS.glob("*.safetensors"))
+    assert sum(file.stat().st_size for file in files) <= 6_000_000
+    names = [file.stem for file in files if not file.stem.endswith("classifier")]
+    assert set(names) == {"mnist-edm", "mnist-epsilon", "patches-edm"}
+    for name in names:
+        model = networks.load(name)
+        assert 500_000 <= sum(value.numel() for value in model.parameters()) <= 3_000_000
+        assert model.description.minutes < 45
+        side = 28 if name.startswith("mnist") else 16
+        clean = torch.full((2, 1, side, side), -1.0)
+        noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
+        with torch.inference_mode():
+            error = (model(clean + 0.3 * noise, torch.full((2,), 0.3)) - clean).square().mean()
+        assert error < 0.3**2 / 10  # a plain picture: most of the noise goes
+
+
+def test_weights_survive_saving(monkeypatch, tmp_path):
+    import networks
+
+    monkeypatch.setattr(networks, "WEIGHTS", tmp_path)
+    description = networks.Description("x", "mnist", "edm", (8, 8, 8), 0.6, 0.002, 80.0, 3, 10, 0.1, 1.0)
+    torch.manual_seed(3)
+    model = networks.Denoiser(description)
+    for value in model.parameters():
+        torch.nn.init.normal_(value, std=0.1)
+    networks.save(model, description)
+    again = networks.load("x")
+    assert again.description == description
+    y = torch.randn(2, 1, 28, 28)
+    torch.testing.assert_close(again(y, torch.ones(2)), model(y, torch.ones(2)), rtol=2e-2, atol=2e-2)
+
+
+def test_frechet_distance_of_known_normals():
+    import scores
+
+    rotation = np.linalg.qr(np.random.default_rng(1).normal(size=(3, 3)))[0]
+    first = scores.Normal(np.zeros(3), rotation @ np.diag([4.0, 1.0, 0.0]) @ rotation.T)
+    other = scores.Normal(np.full(3, 2.0), rotation @ np.diag([1.0, 9.0, 0.25]) @ rotation.T)
+    expected = 12.0 + 1.0 + 4.0 + 0.25
+    assert scores.frechet(first, first.root(), other) == pytest.approx(expected, rel=1e-6)
+    assert scores.frechet(first, first.root(), first) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_precision_and_recall_count_points_in_balls():
+    import scores
+
+    generator = np.random.default_rng(2)
+    points, centres = generator.normal(size=(60, 3)), 0.7 * generator.normal(size=(80, 3))
+    gaps = np.linalg.norm(centres[:, None] - centres[None], axis=2)
+    radius = np.sort(gaps, axis=1)[:, scores.NEIGHBOURS]
+    np.testing.assert_allclose(scores.radii(centres), radius, rtol=1e-12)
+    inside = (np.linalg.norm(points[:, None] - centres[None], axis=2) <= radius).any(1).mean()
+    assert 0 < inside < 1
+    assert scores.covered(points, centres, radius) == pytest.approx(inside)
+
+
+def test_pixels_are_averaged_down_to_the_largest_side():
+    import scores
+
+    images = np.arange(2 * 64 * 64, dtype=np.float32).reshape(2, 1, 64, 64)
+    found = scores.small(images)
+    assert found.shape == (2, 32 * 32)
+    assert found[1, 0] == images[1, 0, :2, :2].mean()
+
+
+def test_dynamic_programming_finds_the_path_of_least_discounted_cost():
+    import searched
+
+    costs = np.full((7, 7), np.inf)
+    upper = np.triu_indices(7, 1)
+    costs[upper] = np.random.default_rng(4).uniform(1, 2, len(upper[0]))
+
+    def total(path):
+        jumps = itertools.pairwise(path)
+        return sum(costs[i, j] / searched.PENALTY**k for k, (i, j) in enumerate(jumps))
+
+    for steps in (1, 2, 3, 5):
+        paths = [[0, *middle, 6] for middle in itertools.combinations(range(1, 6), steps - 1)]
+        assert total(searched.shortest(costs, steps)) == pytest.approx(min(map(total, paths)))
+
+
+def test_the_teachers_path_costs_nothing():
+    import searched
+
+    grid = np.append(np.geomspace(10.0, 0.1, 6), 0.0)
+    states, slopes = searched.teacher(gaussian, grid, units())
+    costs = searched.jump_costs(states, slopes, grid)
+    assert np.diag(costs, 1).max() < 1e-12
+    assert costs[0, -1] > 0.1
+
+
+def test_cma_finds_levels_that_are_better_on_its_objective():
+    import searched
+
+    start = np.array([80.0, 10.0, 1.0, 0.0])
+    found = searched.cma_fd(lambda s: float(np.square(np.log(s[1:-1] / [5.0, 0.2])).sum()), start)
+    np.testing.assert_allclose(found.sigmas, [80.0, 5.0, 0.2, 0.0], rtol=0.05)
+    assert found.evaluations % (searched.DRAWN * 3) == 0
+
+
+def test_every_law_gives_levels_that_the_model_takes():
+    import strategies
+
+    spectrum = fastkl.Spectrum([1.0, 0.1, 0.01], counts=[5, 20, 39])
+    effective = fastkl.Spectrum([1.0, 0.02, 0.0], counts=[5, 10, 49])
+    for schedule in (fastkl.NoiseSchedule.edm(0.002, 80.0), fastkl.NoiseSchedule.ddpm_linear()):
+        s = strategies.Situation(schedule, "ddim", spectrum, effective, 0.6)
+        table = None if schedule.num_train_timesteps is None else schedule.sigmas(np.arange(1000))
+        for name, choose in strategies.all_of(s).items():
+            found = strategies.levels(s, choose, 5)
+            assert found.shape == (6,), name
+            assert np.all(np.diff(found) < 0), name
+            assert found[-1] == 0, name
+            if table is not None:
+                assert np.isin(found[:-1], table).all(), name
+
+
+def test_the_store_adds_what_is_missing_and_keeps_the_rest(tmp_path):
+    import store
+
+    path = tmp_path / "rows.json"
+    for nfe in (10, 3):
+        rows = store.Store(path, ("name", "nfe"), {"setup": "s"}, ("torch",))
+        rows.add({"name": "a", "nfe": nfe})
+    again = store.Store(path, ("name", "nfe"), {"setup": "s"}, ("torch",))
+    wanted = [{"name": "a", "nfe": 3}, {"name": "b", "nfe": 3}]
+    assert again.missing(wanted) == wanted[1:]
+    found = json.loads(path.read_text(encoding="utf-8"))
+    assert [row["nfe"] for row in found["rows"]] == [3, 10]
+    assert found["setup"] == "s"
+    assert {"cpu", "commit", "date"} <= set(found["runs"][0])
+    assert [file.name for file in tmp_path.iterdir()] == ["rows.json"]
+
+
+def learn(unet, scheduler, images, steps):
+    """Teach a network to predict the noise, a little."""
+    optimizer = torch.optim.Adam(unet.parameters(), lr=1e-2)
+    for _ in range(steps):
+        clean = images[torch.randint(len(images), (32,))]
+        noise, timesteps = torch.randn_like(clean), torch.randint(1000, (32,))
+        noisy = scheduler.add_noise(clean, noise, timesteps)
+        loss = (unet(noisy, timesteps).sample - noise).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+
+@pytest.fixture
+def pipeline(tmp_path):
+    """A diffusers pipeline with a tiny network, and images for it: rings of one colour on another."""
+    from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+    from PIL import Image
+
+    torch.manual_seed(5)
+    torch.set_num_threads(1)
+    unet = UNet2DModel(
+        sample_size=8,
+        in_channels=1,
+        out_channels=1,
+        layers_per_block=1,
+        block_out_channels=(8, 8),
+        norm_num_groups=4,
+        down_block_types=("DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D"),
+    )
+    (tmp_path / "images").mkdir()
+    generator = np.random.default_rng(6)
+    ring = np.pad(np.ones((4, 4)), 2)
+    grey = np.stack([ring * a + (1 - ring) * b for a, b in generator.uniform(30, 220, (60, 2))])
+    grey = (grey + generator.normal(0, 8, grey.shape)).clip(0, 255).astype(np.uint8)
+    for i, image in enumerate(grey):
+        Image.fromarray(image).save(tmp_path / "images" / f"{i}.png")
+    learn(unet, DDPMScheduler(), torch.from_numpy(grey[:, None]).float() * (2 / 255) - 1, 200)
+    DDPMPipeline(unet, DDPMScheduler()).save_pretrained(tmp_path / "model")
+    (tmp_path / "images" / "notes.txt").write_text("not an image")
+    return tmp_path
+
+
+def test_the_comparison_runs_on_a_users_pipeline_and_goes_on_where_it_stopped(pipeline):
+    command = [sys.executable, str(HERE / "compare.py"), "own", "--pipeline", "model", "--images", "images"]
+    command += ["--out", "out", "--count", "250", "--seeds", "0", "--nfe", "3", "--processes", "1"]
+    for strategies in (["karras-7", "search-w2-cov-0"], ["karras-7", "search-w2-cov-0", "tangent-w2-eff"]):
+        done = subprocess.run(
+            [*command, "--strategies", *strategies], cwd=pipeline, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+    assert "karras-7" not in done.stdout  # was there
+    found = json.loads((pipeline / "out" / "samples-model-ddim.json").read_text(encoding="utf-8"))
+    rows = {row["strategy"]: row for row in found["rows"]}
+    assert set(rows) == {"karras-7", "search-w2-cov-0", "tangent-w2-eff"}
+    for row in rows.values():
+        assert row["fd_pixels"] > 0
+        assert row["fd_features"] == pytest.approx(row["fd_pixels"])  # no labels: pixels are the features
+        assert 0 <= row["precision"] <= 1
+    spectrum = json.loads((pipeline / "out" / "measured-model.json").read_text(encoding="utf-8"))
+    assert len(spectrum["eigenvalues"]) == 64
+    schedule = fastkl.NoiseSchedule.ddpm_linear()
+    covariance = fastkl.Spectrum(np.array(spectrum["eigenvalues"]), mean=spectrum["mean"])
+    best = fastkl.search(covariance, schedule, 3, metric="w2")
+    value = fastkl.divergence(covariance, rows["search-w2-cov-0"]["sigmas"], "w2")
+    assert value == pytest.approx(best.value, rel=1e-9)
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    command = [sys.executable, str(HERE / "compare.py"), "own", "--pipeline", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "--images" in done.stderr
+
+
+def test_the_answer_is_that_of_the_committed_results():
+    import answer_text
+
+    result = json.loads((HERE / "results" / "answer.json").read_text(encoding="utf-8"))
+    assert (HERE / "results" / "answer.md").read_text(encoding="utf-8") == answer_text.written(result)
+    for name, setup in result["setups"].items():
+        rows = json.loads((HERE / "results" / f"samples-{name}.json").read_text(encoding="utf-8"))["rows"]
+        for nfe, part in setup["survey"].items():
+            same = [
+                row
+                for row in rows
+                if (row["nfe"], row["count"], row["seed"]) == (int(nfe), part["count"], part["seed"])
+            ]
+            least = min(row["fd_features"] for row in same)
+            assert {row["strategy"] for row in same} == set(part["ratio"])
+            for row in same:
+                assert part["ratio"][row["strategy"]] == pytest.approx(row["fd_features"] / least, abs=1e-4)
+
+
+def test_regret_is_over_strategies_that_all_setups_have():
+    import answer
+
+    setups = {
+        "x": {"survey": {"3": {"ratio": {"a": 1.0, "b": 4.0, "c": 1.0}}}},
+        "y": {"survey": {"3": {"ratio": {"a": 4.0, "b": 1.0}}, "5": {"ratio": {"a": 2.0, "b": 1.0}}}},
+    }
+    found = answer.regrets(setups)
+    assert list(found) == ["b", "a"]
+    assert found["a"] == {"mean": 2.0, "worst": 4.0, "where": "y NFE 3"}
