@@ -165,7 +165,7 @@ def test_dynamic_programming_finds_the_path_of_least_discounted_cost():
 
     def total(path):
         jumps = itertools.pairwise(path)
-        return sum(costs[i, j] / searched.PENALTY**k for k, (i, j) in enumerate(jumps))
+        return sum(costs[i, j] * searched.LATER**k for k, (i, j) in enumerate(jumps))
 
     for steps in (1, 2, 3, 5):
         paths = [[0, *middle, 6] for middle in itertools.combinations(range(1, 6), steps - 1)]
@@ -177,9 +177,27 @@ def test_the_teachers_path_costs_nothing():
 
     grid = np.append(np.geomspace(10.0, 0.1, 6), 0.0)
     states, slopes = searched.teacher(gaussian, grid, units())
-    costs = searched.jump_costs(states, slopes, grid)
-    assert np.diag(costs, 1).max() < 1e-12
-    assert costs[0, -1] > 0.1
+    for deviation in (True, False):
+        costs = searched.jump_costs(states, slopes, grid, deviation)
+        assert np.abs(np.diag(costs, 1)).max() < 1e-12
+        assert costs[0, -1] > 0.1
+
+
+def test_trajectory_levels_fall_from_the_first_level_and_beat_uniform_ones():
+    import searched
+
+    def single(y, sigma):
+        return gaussian(y, sigma).to(y.dtype)
+
+    schedule = fastkl.NoiseSchedule.edm()
+    found = searched.trajectory_dp(single, schedule, (1, 2, 2), [2, 5])
+    for (_, steps), choice in found.items():
+        assert len(choice.sigmas) == steps + 1
+        assert (choice.sigmas[0], choice.sigmas[-1]) == (pytest.approx(80.0), 0.0)
+        assert np.all(np.diff(choice.sigmas) < 0)
+    worse = fastkl.divergence(LAMBDAS.numpy(), fastkl.discretize.uniform(schedule, 5), "w2", prior="ve")
+    for name in ("trajectory-dp", "trajectory-dp-l2"):
+        assert fastkl.divergence(LAMBDAS.numpy(), found[name, 5].sigmas, "w2", prior="ve") < worse
 
 
 def test_cma_finds_levels_that_are_better_on_its_objective():

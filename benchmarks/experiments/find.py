@@ -54,9 +54,8 @@ def main() -> None:
         exact = sampling.denoiser(
             sampling.ready(setup, device=arguments.device, exact=True), arguments.device
         )
-        ends = setup.schedule.sigma_max, setup.schedule.sigma_min
-        for nfe, found in searched.trajectory_dp(exact, ends, shape, list(NFE)).items():
-            keep(store, "trajectory-dp", nfe, found, s)
+        for (strategy, nfe), found in searched.trajectory_dp(exact, setup.schedule, shape, list(NFE)).items():
+            keep(store, strategy, nfe, found, s)
     model = sampling.ready(setup, device=arguments.device, compiled=arguments.compile)
     run, scorer = sampling.runner(setup, model, arguments.device), scores.Scorer(images)
 

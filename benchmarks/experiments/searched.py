@@ -1,9 +1,11 @@
 """Levels that are searched on samples instead of on the Gaussian model, and what that costs.
 
-trajectory-dp   dynamic programming on trajectories, written from the description of Chen et al. 2024 ("On the
-                trajectory regularity of ODE-based diffusion sampling", arXiv 2405.11326): teachers on a fine grid, the
-                cost of a jump is the distance of its end from the teacher's, the sum over the jumps is minimised.
-cma-fd          CMA-ES on the Frechet distance of the features itself, from 1,000 samples of a seed of its own.
+trajectory-dp     dynamic programming on trajectories, written from the description of Chen et al. 2024 ("On the
+                  trajectory regularity of ODE-based diffusion sampling", arXiv 2405.11326): teachers on a fine grid;
+                  a jump costs how much farther than the teacher its end is from the straight line between the
+                  teacher's first and last state; the sum over the jumps is minimised, later jumps weighing more.
+trajectory-dp-l2  the same with the distance between the jump's end and the teacher's state as the cost.
+cma-fd            CMA-ES on the Frechet distance of the features itself, from 1,000 samples of a seed of its own.
 """
 
 from __future__ import annotations
@@ -16,11 +18,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fastkl import NoiseSchedule, discretize
+
 Floats = NDArray[np.float64]
 
 TEACHERS = 256
-GRID = 81  # levels of the teacher, log-uniform, then 0
-PENALTY = 1.15  # Chen et al.: the cost-to-go is divided by this, since later errors weigh less
+GRID = 61  # levels of the teacher: karras with rho = 7, then 0
+LATER = 1.15  # weight of a jump over that of the one before it
 DRAWN = 1000
 SEED = 1000
 
@@ -46,25 +50,42 @@ def teacher(
     return [*states, y], slopes
 
 
-def jump_costs(states: list[Tensor], slopes: list[Tensor], grid: Floats) -> Floats:
-    """Mean distance between the end of one Euler step from level i to level j and the teacher's state there."""
+def apart(ends: Tensor, target: Tensor) -> Tensor:
+    """Distance of every row from the teacher's state."""
+    return (ends - target).flatten(1).norm(dim=1)
+
+
+def off_line(points: Tensor, first: Tensor, last: Tensor) -> Tensor:
+    """Distance of every row from the straight line through the teacher's first and last state."""
+    line = torch.nn.functional.normalize((last - first).flatten(1), dim=1)
+    offset = (points - last).flatten(1)
+    return (offset - (offset * line).sum(1, keepdim=True) * line).norm(dim=1)
+
+
+def jump_costs(states: list[Tensor], slopes: list[Tensor], grid: Floats, deviation: bool) -> Floats:
+    """Cost of one Euler step from level i to level j, averaged over the teachers."""
     count = len(grid)
     costs = np.full((count, count), np.inf)
+    first, last = states[0], states[-1]
+    of_teacher = [off_line(state, first, last).mean() for state in states]
     for i, (state, slope) in enumerate(zip(states[:-1], slopes, strict=True)):
         for j in range(i + 1, count):
-            gap = state + float(grid[j] - grid[i]) * slope - states[j]
-            costs[i, j] = float(gap.flatten(1).norm(dim=1).mean())
+            end = state + float(grid[j] - grid[i]) * slope
+            if deviation:
+                costs[i, j] = float(off_line(end, first, last).mean() - of_teacher[j])
+            else:
+                costs[i, j] = float(apart(end, states[j]).mean())
     return costs
 
 
-def shortest(costs: Floats, steps: int, penalty: float = PENALTY) -> list[int]:
-    """Indices of the path from the first to the last level with exactly `steps` jumps and the least discounted sum."""
+def shortest(costs: Floats, steps: int, later: float = LATER) -> list[int]:
+    """Indices of the path from the first to the last level with exactly `steps` jumps and the least weighted sum."""
     count = len(costs)
     best = np.full((steps + 1, count), np.inf)
     best[0, -1] = 0.0
     choice = np.zeros((steps + 1, count), dtype=int)
     for k in range(1, steps + 1):
-        totals = costs + best[k - 1][None, :] / penalty
+        totals = costs + later * best[k - 1][None, :]
         choice[k] = totals.argmin(1)
         best[k] = totals.min(1)
     path = [0]
@@ -76,16 +97,20 @@ def shortest(costs: Floats, steps: int, penalty: float = PENALTY) -> list[int]:
 @torch.no_grad()
 def trajectory_dp(
     denoise: Callable[[Tensor, float], Tensor],
-    ends: tuple[float, float],
+    schedule: NoiseSchedule,
     shape: tuple[int, ...],
     steps: list[int],
-) -> dict[int, Found]:
-    """The levels for every number of steps out of one set of teachers."""
-    grid = np.append(np.geomspace(ends[1], ends[0], GRID), 0.0)
+) -> dict[tuple[str, int], Found]:
+    """The levels by both costs for every number of steps out of one set of teachers."""
+    grid = discretize.karras(schedule, GRID)
     noise = torch.randn(TEACHERS, *shape, generator=torch.Generator().manual_seed(SEED))
-    costs = jump_costs(*teacher(denoise, grid, noise), grid)
-    cost = TEACHERS * GRID
-    return {n: Found(grid[shortest(costs, n)].tolist(), cost) for n in steps}
+    states, slopes = teacher(denoise, grid, noise)
+    found = {}
+    for name, deviation in (("trajectory-dp", True), ("trajectory-dp-l2", False)):
+        costs = jump_costs(states, slopes, grid, deviation)
+        for n in steps:
+            found[name, n] = Found(grid[shortest(costs, n)].tolist(), TEACHERS * GRID)
+    return found
 
 
 def cma_fd(
