@@ -2,9 +2,10 @@
 
     python benchmarks/experiments/answer.py [--check]
 
-Reads results/samples-*.json, measured-*.json, writes results/answer.json and answer.md (--check: only
-tells whether they are current). Two parts of the data: the survey, every strategy with the same few samples of one
-seed, for rank correlations and ratios to the best; the final runs, more samples and seeds, for figures with error bars.
+Reads results/samples-*.json and measured-*.json, writes results/answer.json, answer.md and the table in the README
+(--check: only tells whether they are current). Two parts of the data: the survey, every strategy with the same few
+samples of one seed, for rank correlations and ratios to the best; the final runs, more samples and seeds, for figures
+with error bars.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from store import RESULTS
 
 import fastkl
 
+README = pathlib.Path(__file__).parents[2] / "README.md"
+BEGIN, END = "<!-- experiments: written by benchmarks/experiments/answer.py -->", "<!-- experiments: end -->"
 Floats = NDArray[np.float64]
 Row = dict[str, Any]
 PREDICTORS = [
@@ -88,13 +91,13 @@ def predictions(setup: sampling.Setup, s: strategies.Situation, table: dict[str,
     }
 
 
-def correlations(setup: sampling.Setup, s: strategies.Situation, table: dict[str, Row]) -> Row:
+def correlations(predicted: dict[str, Floats], table: dict[str, Row]) -> Row:
     """Spearman's rank correlation of every predictor with the two distances, and the distance of its favourite."""
     found: Row = {}
     distances = {
         score: np.array([row[score] for row in table.values()]) for score in ("fd_features", "fd_pixels")
     }
-    for name, values in predictions(setup, s, table).items():
+    for name, values in predicted.items():
         first = int(np.argmin(values))
         found[name] = {
             score: round(float(spearmanr(values, d).statistic), 4) for score, d in distances.items()
@@ -113,33 +116,35 @@ def misled(values: Floats, distances: Floats, names: list[str]) -> list[Any]:
     return [[names[int(k)], int(gap[k])] for k in (np.argmax(gap), np.argmin(gap))]
 
 
+def surveyed(setup: sampling.Setup, s: strategies.Situation, table: dict[str, Row]) -> Row:
+    """Figures of one setup at one number of evaluations."""
+    distances = np.array([row["fd_features"] for row in table.values()])
+    values = predictions(setup, s, table)
+    one = next(iter(table.values()))
+    return {
+        "count": one["count"],
+        "seed": one["seed"],
+        "distance": {name: round(row["fd_features"], 4) for name, row in table.items()},
+        "pixels": {name: round(row["fd_pixels"], 4) for name, row in table.items()},
+        "ratio": {name: round(row["fd_features"] / distances.min(), 4) for name, row in table.items()},
+        "correlation": correlations(values, table),
+        "w2": {key: values[f"w2-{key}-0"].round(6).tolist() for key in ("cov", "eff")},
+        "misled": {key: misled(values[key], distances, list(table)) for key in ("w2-cov-0", "w2-eff-0")},
+    }
+
+
 def summary(setup: sampling.Setup) -> Row:
     """All figures of one setup."""
     rows = rows_of(setup.name)
     s = compare.situation(setup, RESULTS)
-    result: Row = {"data": setup.data, "sampler": setup.sampler, "final": finals(rows), "survey": {}}
-    for nfe, table in survey(rows).items():
-        best = min(row["fd_features"] for row in table.values())
-        names = list(table)
-        w2 = predictions(setup, s, table)
-        distances = np.array([row["fd_features"] for row in table.values()])
-        one = next(iter(table.values()))
-        result["survey"][str(nfe)] = {
-            "count": one["count"],
-            "seed": one["seed"],
-            "distance": {name: round(row["fd_features"], 4) for name, row in table.items()},
-            "pixels": {name: round(row["fd_pixels"], 4) for name, row in table.items()},
-            "ratio": {name: round(row["fd_features"] / best, 4) for name, row in table.items()},
-            "correlation": correlations(setup, s, table),
-            "misled": {
-                key: misled(w2[key], distances, names) for key in ("w2-cov-0", "w2-eff-0", "kl-cov-0.01")
-            },
-        }
-    result["effective"] = [
-        s.effective.eigenvalues.round(6).tolist(),
-        np.asarray(s.effective.counts).round(2).tolist(),
-    ]
-    return result
+    counts = np.asarray(s.effective.counts).round(2).tolist()
+    return {
+        "data": setup.data,
+        "sampler": setup.sampler,
+        "effective": [s.effective.eigenvalues.round(6).tolist(), counts],
+        "final": finals(rows),
+        "survey": {str(nfe): surveyed(setup, s, table) for nfe, table in survey(rows).items()},
+    }
 
 
 def regrets(setups: dict[str, Row]) -> dict[str, Row]:
@@ -160,6 +165,12 @@ def regrets(setups: dict[str, Row]) -> dict[str, Row]:
     return dict(sorted(found.items(), key=lambda item: item[1]["mean"]))
 
 
+def with_headline(readme: str, lines: str) -> str:
+    """The README with the table between its marks."""
+    before, rest = readme.split(BEGIN)
+    return f"{before}{BEGIN}\n{lines}\n{END}{rest.split(END)[1]}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -168,13 +179,18 @@ def main() -> None:
     arguments = parser.parse_args()
     setups = {name: summary(setup) for name, setup in sampling.SETUPS.items() if rows_of(name)}
     result = {"setups": setups, "regret": regrets(setups)}
-    files = {"answer.json": json.dumps(result, indent=1) + "\n", "answer.md": answer_text.written(result)}
-    for name, text in files.items():
-        path = pathlib.Path(RESULTS / name)
+    texts = {
+        RESULTS / "answer.json": json.dumps(result) + "\n",
+        RESULTS / "answer.md": answer_text.written(result),
+        README: with_headline(README.read_text(encoding="utf-8"), answer_text.headline(result)),
+    }
+    for path, text in texts.items():
         if not arguments.check:
             path.write_text(text, encoding="utf-8")
         elif not path.exists() or path.read_text(encoding="utf-8") != text:
-            sys.exit(f"{name} is not that of the committed results: run benchmarks/experiments/answer.py")
+            sys.exit(
+                f"{path.name} is not that of the committed results: run benchmarks/experiments/answer.py"
+            )
 
 
 if __name__ == "__main__":

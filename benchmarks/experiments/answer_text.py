@@ -27,6 +27,21 @@ ALWAYS = (
 )
 
 
+HEADLINE = {
+    "search-w2-cov-0": "fastkl, least `w2` on the covariance spectrum",
+    "search-w2-eff-0": "fastkl, least `w2` on the effective spectrum",
+    "tangent-w2-cov": "tangent law, gamma of least `w2` on the covariance spectrum",
+    "trajectory-dp": "dynamic programming on sampled trajectories",
+    "tan-1-to0": "tangent law, gamma = 1, carried to 0",
+    "tan-1-min": "tangent law, gamma = 1, stopped at sigma_min",
+    "karras-7": "Karras, rho = 7",
+    "exponential": "exponential",
+    "beta": "beta",
+    "search-kl-cov-0.01": "fastkl, least `kl`, floor 0.01",
+    "geodesic-0.01": "geodesic of `kl`, floor 0.01",
+}
+
+
 def table(head: Iterable[str], lines: Iterable[Iterable[str]]) -> str:
     """Markdown."""
     head = list(head)
@@ -78,6 +93,22 @@ def final_table(setup: Row) -> str:
             line.append("" if cell is None else "{:.2f} ± {:.2f}".format(*cell["fd_features"]))
         lines.append(line)
     return table(["strategy", *(f"NFE {nfe}" for nfe in evaluations)], lines)
+
+
+def headline(result: Row) -> str:
+    """The README's table: distance over the least one of all choices, a column for each setup."""
+    setups = result["setups"]
+    lines = []
+    for strategy, label in HEADLINE.items():
+        line = [label]
+        for setup in setups.values():
+            ratios = [
+                part["ratio"][strategy] for part in setup["survey"].values() if strategy in part["ratio"]
+            ]
+            line.append(f"{np.exp(np.mean(np.log(ratios))):.2f} ({max(ratios):.2f})" if ratios else "")
+        lines.append(line)
+    heads = [f"{name}, NFE {', '.join(setup['survey'])}" for name, setup in setups.items()]
+    return table(["choice of levels", *heads], lines)
 
 
 def setup_text(name: str, setup: Row) -> str:

@@ -15,7 +15,9 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import os
 import pathlib
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -90,8 +92,17 @@ def situation(setup: sampling.Setup, out: pathlib.Path) -> strategies.Situation:
     return strategies.Situation(setup.schedule, setup.sampler, covariance, effective, found["sigma_data"])
 
 
+def end_with_parent() -> None:
+    """Workers of a killed run would wait for cells for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
 def start_worker(setup: sampling.Setup, compiled: bool, device: str) -> None:
     """Load the model and the scorer once for each process."""
+    threading.Thread(target=end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     images = setup.images()
     model = sampling.ready(setup, device=device, compiled=compiled)

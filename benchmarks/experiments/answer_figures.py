@@ -1,0 +1,123 @@
+"""Pictures of the comparison, from results/answer.json alone.
+
+    python benchmarks/experiments/answer_figures.py
+
+figures/samples_distance.png      distance over the least one against NFE, a panel for each setup
+figures/samples_correlation.png   rank correlation of every predictor with the distance
+figures/samples_forecast.png      w2 on the two spectra against the measured distance of the pixels
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+HERE = Path(__file__).resolve().parent
+LINES = {
+    "karras-7": ("Karras, rho 7", "C1"),
+    "exponential": ("exponential", "C5"),
+    "beta": ("beta", "C7"),
+    "tan-1-min": ("tan, gamma 1, to sigma_min", "C8"),
+    "trajectory-dp": ("trajectories (searched on samples)", "C4"),
+    "search-kl-cov-0.01": ("best kl, floor 0.01", "C3"),
+    "search-kl-eff-0.1": ("best kl, effective, floor 0.1", "C6"),
+    "tangent-w2-eff": ("tangent, gamma by w2, effective", "C9"),
+    "search-w2-cov-0": ("best w2", "C0"),
+    "search-w2-eff-0": ("best w2, effective", "C2"),
+}
+SHOWN = (4, 6, 10)
+
+
+def panels(count: int, height: float = 4.0) -> tuple[Any, Any]:
+    """A row of panels."""
+    figure, axes = plt.subplots(1, count, figsize=(4.6 * count, height), squeeze=False, layout="constrained")
+    return figure, axes[0]
+
+
+def distance_figure(setups: dict[str, Any]) -> Any:
+    """Distance over the least one."""
+    figure, axes = panels(len(setups), 5.2)
+    for axis, (name, setup) in zip(axes, setups.items(), strict=True):
+        nfe = [int(key) for key in setup["survey"]]
+        for strategy, (label, colour) in LINES.items():
+            ratios = [part["ratio"].get(strategy, np.nan) for part in setup["survey"].values()]
+            if not np.all(np.isnan(ratios)):
+                ours = "w2" in strategy
+                axis.plot(nfe, ratios, color=colour, label=label, lw=2.2 if ours else 1.2, marker="o", ms=3.5)
+        axis.set(xscale="log", yscale="log", xlabel="network evaluations", title=name)
+        axis.set_xticks(nfe, [str(n) for n in nfe])
+        axis.minorticks_off()
+        axis.set_yticks([1, 2, 3, 5, 10, 20], ["1", "2", "3", "5", "10", "20"])
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("Frechet distance of features / least of all strategies")
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False)
+    return figure
+
+
+def correlation_figure(setups: dict[str, Any]) -> Any:
+    """A matrix for each setup."""
+    figure, axes = panels(len(setups), 8.0)
+    for axis, (name, setup) in zip(axes, setups.items(), strict=True):
+        survey = setup["survey"]
+        predictors = list(next(iter(survey.values()))["correlation"])
+        values = np.array(
+            [[part["correlation"][key]["fd_features"] for part in survey.values()] for key in predictors]
+        )
+        picture = axis.imshow(values, vmin=-1, vmax=1, cmap="RdBu", aspect="auto")
+        for (row, column), value in np.ndenumerate(values):
+            axis.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=7)
+        axis.set_xticks(range(len(survey)), list(survey))
+        axis.set_yticks(range(len(predictors)), predictors if axis is axes[0] else [""] * len(predictors))
+        axis.set(xlabel="network evaluations", title=name)
+    figure.colorbar(picture, ax=axes, label="Spearman's rank correlation with the distance", shrink=0.6)
+    return figure
+
+
+def forecast_figure(setups: dict[str, Any]) -> Any:
+    """Predicted against measured w2 of the pixels."""
+    figure, axes = panels(len(setups))
+    for axis, (name, setup) in zip(axes, setups.items(), strict=True):
+        for marker, nfe in zip("o^s", SHOWN, strict=True):
+            part = setup["survey"].get(str(nfe))
+            if part is None:
+                continue
+            measured = np.array(list(part["pixels"].values()))
+            for spectrum, colour in (("cov", "C0"), ("eff", "C2")):
+                label = f"{'covariance' if spectrum == 'cov' else 'effective'}, NFE {nfe}"
+                axis.scatter(
+                    part["w2"][spectrum], measured, s=14, marker=marker, color=colour, alpha=0.6, label=label
+                )
+        low, high = axis.get_ylim()
+        axis.set(xscale="log", yscale="log", xlabel="w2 predicted", title=name)
+        ends = np.array([max(low, 1e-2), high])
+        axis.plot(ends, ends, color="black", lw=0.8, ls="--")
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("Frechet distance of pixels, measured")
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=6, frameon=False)
+    return figure
+
+
+def main() -> None:
+    setups = json.loads((HERE / "results" / "answer.json").read_text(encoding="utf-8"))["setups"]
+    figures = HERE / "figures"
+    figures.mkdir(exist_ok=True)
+    for name, draw in (
+        ("distance", distance_figure),
+        ("correlation", correlation_figure),
+        ("forecast", forecast_figure),
+    ):
+        draw(setups).savefig(figures / f"samples_{name}.png", dpi=110)
+
+
+if __name__ == "__main__":
+    main()
