@@ -63,7 +63,7 @@ def test_diffusers_loop_gives_the_variance_of_the_closed_form(sampler):
     sigmas = fastkl.discretize.snap(setup.schedule, fastkl.discretize.tangent(setup.schedule, 7))
     timesteps = setup.schedule.timesteps(sigmas[:-1]).astype(int).tolist()
     run = sampling.with_scheduler(
-        sampling.scheduler_for(setup), epsilon_of(setup.schedule), timesteps, units()
+        sampling.scheduler_for(setup.schedule, setup.sampler), epsilon_of(setup.schedule), timesteps, units()
     )
     expected = fastkl.output_variance(LAMBDAS.numpy(), sigmas, sampler=sampler, prior="vp")
     np.testing.assert_allclose(
@@ -82,28 +82,12 @@ def test_the_scheduler_of_order_1_is_ddim():
     x = units()
     for timestep in ddim.timesteps:
         x = ddim.step(epsilon(x, int(timestep)), timestep, x).prev_sample
-    ours = sampling.with_scheduler(sampling.scheduler_for(setup), epsilon, ddim.timesteps.tolist(), units())
+    ours = sampling.with_scheduler(
+        sampling.scheduler_for(setup.schedule, setup.sampler), epsilon, ddim.timesteps.tolist(), units()
+    )
     np.testing.assert_allclose(
         ours.flatten().numpy(), x.flatten().numpy(), rtol=0, atol=2e-2 * float(x.abs().max())
     )
-
-
-def test_committed_weights_are_small_and_run():
-    import networks
-
-    files = sorted(networks.WEIGHTS.glob("*.safetensors"))
-    assert sum(file.stat().st_size for file in files) <= 6_000_000
-    names = [file.stem for file in files if not file.stem.endswith("classifier")]
-    assert set(names) == {"mnist-edm", "mnist-epsilon", "patches-edm"}
-    for name in names:
-        model = networks.load(name)
-        assert 500_000 <= sum(value.numel() for value in model.parameters()) <= 3_000_000
-        side = 28 if name.startswith("mnist") else 16
-        clean = torch.full((2, 1, side, side), -1.0)
-        noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
-        with torch.inference_mode():
-            error = (model(clean + 0.3 * noise, torch.full((2,), 0.3)) - clean).square().mean()
-        assert error < 0.3**2 / 10  # a plain picture: most of the noise goes
 
 
 def test_weights_survive_saving(monkeypatch, tmp_path):
@@ -140,10 +124,11 @@ def test_precision_and_recall_count_points_in_balls():
     points, centres = generator.normal(size=(60, 3)), 0.7 * generator.normal(size=(80, 3))
     gaps = np.linalg.norm(centres[:, None] - centres[None], axis=2)
     radius = np.sort(gaps, axis=1)[:, scores.NEIGHBOURS]
-    np.testing.assert_allclose(scores.radii(centres), radius, rtol=1e-12)
-    inside = (np.linalg.norm(points[:, None] - centres[None], axis=2) <= radius).any(1).mean()
-    assert 0 < inside < 1
-    assert scores.covered(points, centres, radius) == pytest.approx(inside)
+    np.testing.assert_allclose(scores.radii(centres), radius**2, rtol=1e-9)
+    within = np.linalg.norm(points[:, None] - centres[None], axis=2) <= radius
+    assert 0 < within.any(1).mean() < 1
+    found = scores.covered(points, centres, radius**2)
+    assert found == (pytest.approx(within.any(1).mean()), pytest.approx(within.any(0).mean()))
 
 
 def test_pixels_are_averaged_down_to_the_largest_side():
@@ -221,6 +206,8 @@ def test_every_law_gives_levels_that_the_model_takes():
             assert found.shape == (6,), name
             assert np.all(np.diff(found) < 0), name
             assert found[-1] == 0, name
+            if name != "uniform-leading":
+                assert found[0] == pytest.approx(schedule.sigma_max), name
             if table is not None:
                 assert np.isin(found[:-1], table).all(), name
 
@@ -302,13 +289,93 @@ def test_the_comparison_runs_on_a_users_pipeline_and_goes_on_where_it_stopped(pi
         assert row["fd_pixels"] > 0
         assert row["fd_features"] == pytest.approx(row["fd_pixels"])  # no labels: pixels are the features
         assert 0 <= row["precision"] <= 1
-    spectrum = json.loads((pipeline / "out" / "measured-model.json").read_text(encoding="utf-8"))
+        assert row["to_teacher"] > 0
+    spectrum = json.loads((pipeline / "out" / "measured-model-images.json").read_text(encoding="utf-8"))
     assert len(spectrum["eigenvalues"]) == 64
     schedule = fastkl.NoiseSchedule.ddpm_linear()
     covariance = fastkl.Spectrum(np.array(spectrum["eigenvalues"]), mean=spectrum["mean"])
     best = fastkl.search(covariance, schedule, 3, metric="w2")
     value = fastkl.divergence(covariance, rows["search-w2-cov-0"]["sigmas"], "w2")
-    assert value == pytest.approx(best.value, rel=1e-9)
+    assert value == pytest.approx(best.value, rel=1e-6)  # diffusers has float32 tables
+
+
+def test_the_network_of_a_pipeline_answers_with_the_noise():
+    import pipelines
+
+    schedule = fastkl.NoiseSchedule.ddpm_linear()
+
+    class Answer:
+        def __init__(self, prediction):
+            self.prediction = prediction
+
+        def __call__(self, x, timesteps):
+            sigma = torch.from_numpy(schedule.sigmas(timesteps.long().numpy())).reshape(-1, 1, 1, 1)
+            kept = 1 / (1 + sigma**2).sqrt()
+            image = gaussian(x / kept, sigma)
+            noise = (x - kept * image) / (kept * sigma)
+            self.sample = noise if self.prediction == "epsilon" else kept * noise - kept * sigma * image
+            return self
+
+    sigma = torch.tensor([float(schedule.sigmas(500))])
+    for prediction in ("epsilon", "v_prediction"):
+        model = pipelines.PipelineDenoiser.__new__(pipelines.PipelineDenoiser)
+        torch.nn.Module.__init__(model)
+        model.network, model.schedule, model.prediction = Answer(prediction), schedule, prediction
+        found = model(units(), sigma.double())
+        torch.testing.assert_close(found, gaussian(units(), float(sigma)), rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "said"),
+    [
+        ("unet", {"num_class_embeds": 10}, "conditional on classes"),
+        ("unet", {"in_channels": 4, "out_channels": 4}, "must be 1 or 3"),
+        ("scheduler", {"beta_schedule": None}, "no table of betas"),
+        ("scheduler", {"rebetas_zero_snr": True, "rescale_betas_zero_snr": True}, "zero terminal SNR"),
+        ("scheduler", {"prediction_type": "sample"}, "prediction_type"),
+    ],
+)
+def test_pipelines_that_cannot_be_compared_are_refused(tmp_path, part, change, said):
+    import pipelines
+    from diffusers import DDPMScheduler, UNet2DModel
+
+    unet = UNet2DModel(
+        sample_size=8, in_channels=1, out_channels=1, layers_per_block=1, block_out_channels=(8,), norm_num_groups=4,
+        down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",),
+    )  # fmt: skip
+    unet.save_pretrained(tmp_path / "unet")
+    DDPMScheduler().save_pretrained(tmp_path / "scheduler")
+    path = tmp_path / part / ("config.json" if part == "unet" else "scheduler_config.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(SystemExit, match=said):
+        pipelines.load(tmp_path)
+
+
+def test_the_effective_spectrum_leaves_out_where_the_network_is_of_no_use():
+    import measured
+
+    lambdas = np.repeat([2.0, 0.1], [4, 12])
+    sigmas = np.geomspace(0.01, 50, 30)
+    exact = np.array([(lambdas * s**2 / (lambdas + s**2)).sum() for s in sigmas])
+    found = {"sigmas": sigmas, "errors": exact.copy(), "eigenvalues": lambdas, "variance": lambdas.sum()}
+    found["errors"][-3:] = 100.0  # far from the data: worse than to answer the mean
+    found["errors"][10] *= 1.5  # one level badly learned
+    levels = np.geomspace(0.05, 5, 9)
+    fitted = measured.effective_spectrum(found)
+    errors = [(fitted.eigenvalues * s**2 / (fitted.eigenvalues + s**2) * fitted.counts).sum() for s in levels]
+    np.testing.assert_allclose(errors, [(lambdas * s**2 / (lambdas + s**2)).sum() for s in levels], rtol=0.05)
+    assert measured.effective_spectrum(found | {"errors": sigmas**2 * 99}) is None
+
+
+def test_a_half_done_number_of_evaluations_is_not_shown():
+    import answer
+
+    rows = [
+        {"strategy": name, "nfe": nfe, "seed": 0, "count": 10}
+        for nfe, names in ((3, "abcd"), (5, "a"), (4, "abcd"))
+        for name in names
+    ]
+    assert list(answer.survey(rows)) == [3, 4]
 
 
 def test_a_missing_folder_is_named(tmp_path):
@@ -316,28 +383,6 @@ def test_a_missing_folder_is_named(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "--images" in done.stderr
-
-
-def test_the_answer_is_that_of_the_committed_results():
-    import answer
-    import answer_text
-
-    result = json.loads((HERE / "results" / "answer.json").read_text(encoding="utf-8"))
-    readme = answer.README.read_text(encoding="utf-8")
-    assert answer.with_headline(readme, answer_text.headline(result)) == readme
-    assert (HERE / "results" / "answer.md").read_text(encoding="utf-8") == answer_text.written(result)
-    for name, setup in result["setups"].items():
-        rows = json.loads((HERE / "results" / f"samples-{name}.json").read_text(encoding="utf-8"))["rows"]
-        for nfe, part in setup["survey"].items():
-            same = [
-                row
-                for row in rows
-                if (row["nfe"], row["count"], row["seed"]) == (int(nfe), part["count"], part["seed"])
-            ]
-            least = min(row["fd_features"] for row in same)
-            assert {row["strategy"] for row in same} == set(part["ratio"])
-            for row in same:
-                assert part["ratio"][row["strategy"]] == pytest.approx(row["fd_features"] / least, abs=1e-4)
 
 
 def test_regret_is_over_strategies_that_all_setups_have():

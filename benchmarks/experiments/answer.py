@@ -18,7 +18,7 @@ from collections import defaultdict
 from typing import Any
 
 import answer_text
-import compare
+import measured
 import numpy as np
 import sampling
 import strategies
@@ -32,6 +32,9 @@ README = pathlib.Path(__file__).parents[2] / "README.md"
 BEGIN, END = "<!-- experiments: written by benchmarks/experiments/answer.py -->", "<!-- experiments: end -->"
 Floats = NDArray[np.float64]
 Row = dict[str, Any]
+DISTANCES = ("fd_features", "fd_pixels", "fd_teacher", "to_teacher")
+COMPLETE = 0.9  # share of the strategies that a number of evaluations must have, so as to be shown
+NEAR = 1.3  # "near the best": at most so many times the least distance
 PREDICTORS = [
     (spectrum, metric, floor)
     for spectrum in ("cov", "eff")
@@ -59,20 +62,23 @@ def survey(rows: list[Row]) -> dict[int, dict[str, Row]]:
     found: dict[int, dict[str, Row]] = defaultdict(dict)
     for row in max(groups.values(), key=len, default=[]):
         found[row["nfe"]][row["strategy"]] = row
-    return {nfe: found[nfe] for nfe in sorted(found)}
+    most = max(map(len, found.values()), default=0)
+    return {nfe: found[nfe] for nfe in sorted(found) if len(found[nfe]) >= COMPLETE * most}
 
 
 def finals(rows: list[Row]) -> list[Row]:
-    """Mean and standard deviation over the seeds, where there are 2 seeds or more."""
+    """Mean and standard deviation over the seeds of the most samples, where there are 2 seeds or more."""
     groups: dict[tuple[int, str, int], list[Row]] = defaultdict(list)
+    most = max((row["count"] for row in rows), default=0)
     for row in rows:
-        groups[row["count"], row["strategy"], row["nfe"]].append(row)
+        if row["count"] == most:
+            groups[row["count"], row["strategy"], row["nfe"]].append(row)
     found = []
     for (count, strategy, nfe), cells in sorted(groups.items()):
         if len(cells) < 2:
             continue
         line: Row = {"strategy": strategy, "nfe": nfe, "count": count, "seeds": len(cells)}
-        for score in ("fd_features", "fd_pixels", "precision", "recall", "confidence", "class_shift"):
+        for score in (*DISTANCES, "precision", "coverage", "recall", "confidence", "class_shift"):
             values = np.array([cell[score] for cell in cells])
             line[score] = [float(values.mean()), float(values.std(ddof=1))]
         found.append(line)
@@ -91,17 +97,22 @@ def predictions(setup: sampling.Setup, s: strategies.Situation, table: dict[str,
     }
 
 
+def rank_correlation(values: Floats, distances: Floats) -> float | None:
+    """Spearman's; None for fewer than 5 strategies."""
+    if len(values) < 5 or np.ptp(values) == 0 or np.ptp(distances) == 0:
+        return None
+    return round(float(spearmanr(values, distances).statistic), 4)
+
+
 def correlations(predicted: dict[str, Floats], table: dict[str, Row]) -> Row:
-    """Spearman's rank correlation of every predictor with the two distances, and the distance of its favourite."""
+    """Of every predictor: rank correlation with the distances, among all and near the best, and its favourite."""
     found: Row = {}
-    distances = {
-        score: np.array([row[score] for row in table.values()]) for score in ("fd_features", "fd_pixels")
-    }
+    distances = {score: np.array([row[score] for row in table.values()]) for score in DISTANCES}
+    near = distances["fd_features"] <= NEAR * distances["fd_features"].min()
     for name, values in predicted.items():
         first = int(np.argmin(values))
-        found[name] = {
-            score: round(float(spearmanr(values, d).statistic), 4) for score, d in distances.items()
-        }
+        found[name] = {score: rank_correlation(values, d) for score, d in distances.items()}
+        found[name]["near"] = rank_correlation(values[near], distances["fd_features"][near])
         found[name]["favourite"] = list(table)[first]
         found[name]["ratio"] = round(
             float(distances["fd_features"][first] / distances["fd_features"].min()), 4
@@ -136,7 +147,7 @@ def surveyed(setup: sampling.Setup, s: strategies.Situation, table: dict[str, Ro
 def summary(setup: sampling.Setup) -> Row:
     """All figures of one setup."""
     rows = rows_of(setup.name)
-    s = compare.situation(setup, RESULTS)
+    s = measured.situation(setup, RESULTS)
     counts = np.asarray(s.effective.counts).round(2).tolist()
     return {
         "data": setup.data,

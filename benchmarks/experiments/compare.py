@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from typing import Any
 
-import data
+import measured
 import numpy as np
 import sampling
 import scores
@@ -32,64 +32,12 @@ import torch
 from numpy.typing import NDArray
 from store import RESULTS, Store
 
-import fastkl
+from fastkl import discretize
 
 NFE = (3, 4, 5, 6, 8, 10, 15, 20)
 PACKAGES = ("torch", "diffusers", "safetensors")
-Floats = NDArray[np.float64]
+TEACHER = 64
 WORKER: dict[str, Any] = {}
-
-
-def measured(setup: sampling.Setup, out: pathlib.Path) -> dict[str, Any]:
-    """What the strategies know of the data and the model, read from the result file or measured now.
-
-    Eigenvalues and mean of the training images, and the denoising errors on held-out images at 40 levels.
-    """
-    path = out / f"measured-{pathlib.Path(setup.model).name}.json"
-    if not path.exists():
-        images = setup.images()
-        sigmas = np.geomspace(setup.schedule.sigma_min, setup.schedule.sigma_max, 40)
-        held_out = data.scaled(images.held_out[:2000])
-        errors = sampling.denoising_errors(sampling.ready(setup, exact=True), held_out, sigmas)
-        pixels = data.scaled(images.training)
-        spectrum = fastkl.Spectrum.from_samples(pixels.reshape(len(pixels), -1))
-        found = {
-            "held_out": len(held_out),
-            "sigma_data": float(pixels.std(dtype=np.float64)),
-            "sigmas": sigmas.tolist(),
-            "errors": errors.tolist(),
-            "eigenvalues": spectrum.eigenvalues.tolist(),
-            "mean": None if spectrum.mean is None else spectrum.mean.tolist(),
-        }
-        out.mkdir(exist_ok=True)
-        path.write_text(json.dumps(found) + "\n", encoding="utf-8")
-    return dict(json.loads(path.read_text(encoding="utf-8")))
-
-
-def effective_spectrum(sigmas: Floats, errors: Floats, eigenvalues: Floats) -> fastkl.Spectrum:
-    """Gaussian with the model's errors, from the levels at which the model is of use.
-
-    Not used: levels at which to leave the noise in, or to answer the mean of the data, has the smaller error. A
-    denoiser's error never falls as sigma grows and error / sigma^2 never grows: what breaks that is a fault of the
-    network and is lowered to the least that the other levels allow.
-    """
-    useful = errors < np.minimum(sigmas**2 * len(eigenvalues), eigenvalues.sum())
-    if not useful.all():
-        print(f"sigma = {sigmas[~useful].round(4).tolist()}: the network is of no use, not used", flush=True)
-    sigmas, errors = sigmas[useful], errors[useful]
-    errors = np.minimum.accumulate(errors[::-1])[::-1]
-    errors = np.minimum.accumulate(errors / sigmas**2) * sigmas**2
-    return fastkl.Spectrum.from_denoising_errors(sigmas, errors, len(eigenvalues))
-
-
-def situation(setup: sampling.Setup, out: pathlib.Path) -> strategies.Situation:
-    """Spectra of the data and of the model's errors."""
-    found = measured(setup, out)
-    covariance = fastkl.Spectrum(np.array(found["eigenvalues"]), mean=found["mean"])
-    effective = effective_spectrum(
-        np.array(found["sigmas"]), np.array(found["errors"]), np.array(found["eigenvalues"])
-    )
-    return strategies.Situation(setup.schedule, setup.sampler, covariance, effective, found["sigma_data"])
 
 
 def end_with_parent() -> None:
@@ -107,7 +55,7 @@ def start_worker(setup: sampling.Setup, compiled: bool, device: str) -> None:
     images = setup.images()
     model = sampling.ready(setup, device=device, compiled=compiled)
     WORKER["run"] = sampling.runner(setup, model, device)
-    WORKER["denoise"] = sampling.denoiser(model, device)
+    WORKER["schedule"] = setup.schedule
     WORKER["scorer"] = scores.Scorer(images)
     WORKER["shape"], WORKER["device"] = images.training.shape[1:], device
 
@@ -121,8 +69,29 @@ def work(cell: dict[str, Any]) -> dict[str, Any]:
     )
     sampled = time.monotonic() - start
     if not np.isfinite(drawn).all():
-        raise FloatingPointError(f"{cell['strategy']} at {cell['nfe']}: samples are not finite")
-    return cell | WORKER["scorer"].scores(drawn) | {"seconds": round(sampled, 1)}
+        return cell | {"failed": "samples are not finite"}
+    return cell | WORKER["scorer"].scores(drawn) | paired(drawn, cell) | {"seconds": round(sampled, 1)}
+
+
+def teacher(cell: dict[str, Any]) -> NDArray[np.float32]:
+    """What the network makes of the same noise with TEACHER levels: drawn once for a seed and a count."""
+    key = cell["seed"], cell["count"]
+    if WORKER.get("key") != key:
+        sigmas = strategies.on_table(
+            WORKER["schedule"], discretize.tangent(WORKER["schedule"], TEACHER, sigma_min=0.0)
+        )
+        WORKER["teacher"] = sampling.samples(
+            WORKER["run"], sigmas, WORKER["shape"], cell["count"], cell["seed"], WORKER["device"]
+        )
+        WORKER["key"] = key
+    return WORKER["teacher"]
+
+
+def paired(drawn: NDArray[np.float32], cell: dict[str, Any]) -> dict[str, float]:
+    """How far the samples are from what the network makes of the same noise with many levels."""
+    exact = teacher(cell)
+    gap = np.square(drawn.astype(np.float64) - exact).sum((1, 2, 3)).mean()
+    return {"to_teacher": float(gap), "fd_teacher": WORKER["scorer"].between(exact, drawn)}
 
 
 def found_on_samples(setup: str, out: pathlib.Path) -> dict[tuple[str, int], list[float]]:
@@ -132,21 +101,36 @@ def found_on_samples(setup: str, out: pathlib.Path) -> dict[tuple[str, int], lis
     return {(row["strategy"], row["nfe"]): row["sigmas"] for row in rows}
 
 
+def chosen_strategies(
+    s: strategies.Situation, found: dict[tuple[str, int], list[float]], names: list[str] | None
+) -> dict[str, strategies.Choose | None]:
+    """All strategies, or those that are named."""
+    chosen: dict[str, strategies.Choose | None] = dict(strategies.all_of(s))
+    chosen |= dict.fromkeys(sorted({strategy for strategy, _ in found}))
+    if names is None:
+        return chosen
+    for name in names:
+        if name not in chosen:
+            raise SystemExit(f"--strategies {name}: not one of {', '.join(chosen)}")
+    return {name: chosen[name] for name in names}
+
+
 def cells(s: strategies.Situation, arguments: argparse.Namespace, there: Store) -> Iterator[dict[str, Any]]:
     """Cells that are missing with their levels: all strategies at one number of evaluations, then the next."""
-    chosen: dict[str, strategies.Choose | None] = dict(strategies.all_of(s))
     found = found_on_samples(there.about["setup"], arguments.out)
-    chosen |= dict.fromkeys(sorted({strategy for strategy, _ in found}))
+    chosen = chosen_strategies(s, found, arguments.strategies)
     known = found | {(row["strategy"], row["nfe"]): row["sigmas"] for row in there.rows}
-    if arguments.strategies:
-        chosen = {name: chosen[name] for name in arguments.strategies if name in chosen}
     for seed in arguments.seeds:
         for nfe in arguments.nfe:
             for name, choose in chosen.items():
                 cell = {"strategy": name, "nfe": nfe, "seed": seed, "count": arguments.count}
                 sigmas = known.get((name, nfe))
-                if there.missing([cell]) and (sigmas or choose):
+                if not there.missing([cell]) or not (sigmas or choose):
+                    continue
+                try:
                     yield cell | {"sigmas": sigmas or strategies.levels(s, choose, nfe).tolist()}
+                except ValueError as error:
+                    print(f"NFE {nfe}, {name}: no levels: {error}", flush=True)
 
 
 def run(
@@ -169,11 +153,14 @@ def run(
             finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)
             for future in finished:
                 row = future.result()
-                there.add(row)
                 done += 1
+                if "failed" in row:
+                    print(f"{done:5d}  NFE {row['nfe']}  {row['strategy']}: {row['failed']}", flush=True)
+                    continue
+                there.add(row)
                 print(
                     f"{done:5d}  seed {row['seed']}  NFE {row['nfe']:2d}  {row['strategy']:24s}"
-                    f"  FD {row['fd_features']:9.3f}  pixels {row['fd_pixels']:8.3f}  {row['seconds']:6.1f} s",
+                    f"  FD {row['fd_features']:9.3f}  to teacher {row['to_teacher']:8.3f}  {row['seconds']:6.1f} s",
                     flush=True,
                 )
 
@@ -208,7 +195,7 @@ def setup_of(arguments: argparse.Namespace) -> sampling.Setup:
         folder = getattr(arguments, name)
         if folder is None or not folder.is_dir():
             raise SystemExit(f"own needs --{name}, a folder that exists; got {folder}")
-    name = f"{arguments.pipeline.name}-{arguments.sampler}"
+    name = f"{arguments.pipeline.resolve().name}-{arguments.sampler}"
     return sampling.Setup(name, str(arguments.pipeline), str(arguments.images), arguments.sampler)
 
 
@@ -216,8 +203,8 @@ def main() -> None:
     arguments = parsed()
     torch.set_num_threads(1)
     setup = setup_of(arguments)
-    s = situation(setup, arguments.out)
-    about = {"setup": setup.name, "model": pathlib.Path(setup.model).name, "sampler": setup.sampler}
+    s = measured.situation(setup, arguments.out, arguments.device)
+    about = {"setup": setup.name, "model": setup.model_name, "sampler": setup.sampler}
     keys = ("strategy", "nfe", "seed", "count")
     there = Store(arguments.out / f"samples-{setup.name}.json", keys, about, PACKAGES)
     run(setup, cells(s, arguments, there), there, arguments)

@@ -24,13 +24,16 @@ PHOTOGRAPHS = (
     ("skimage", "data", "astronaut.png"),
     ("skimage", "data", "chelsea.png"),
     ("skimage", "data", "coffee.png"),
-    ("skimage", "data", "rocket.jpg"),
     ("skimage", "data", "camera.png"),
+    ("skimage", "data", "brick.png"),
+    ("skimage", "data", "grass.png"),
+    ("skimage", "data", "gravel.png"),
     ("skimage", "data", "coins.png"),
     ("sklearn", "datasets", "images", "china.jpg"),
     ("sklearn", "datasets", "images", "flower.jpg"),
 )
 SIDE = 16
+TILE = 64  # a sixth of the tiles of each photograph is held out
 HELD_OUT = 10_000
 
 
@@ -75,8 +78,21 @@ def mnist() -> Images:
     )
 
 
+def windows(pixels: NDArray[np.uint8], kept: NDArray[np.bool_], stride: int) -> NDArray[np.uint8]:
+    """Patches that lie in tiles with `kept` alone, less their mean, which becomes grey level 128."""
+    found = np.lib.stride_tricks.sliding_window_view(pixels, (SIDE, SIDE))[::stride, ::stride]
+    rows, columns = np.arange(found.shape[0]) * stride, np.arange(found.shape[1]) * stride
+    inside = np.ones(found.shape[:2], bool)
+    for row in (rows, rows + SIDE - 1):
+        for column in (columns, columns + SIDE - 1):
+            inside &= kept[np.ix_(row // TILE, column // TILE)]
+    chosen = found[inside].astype(np.float64)
+    centred = np.rint(chosen - chosen.mean((1, 2), keepdims=True) + 128.0)
+    return centred.clip(0, 255).astype(np.uint8)[:, None]
+
+
 def patches() -> Images:
-    """Patches every 4 pixels both ways; the lowest sixth of each photograph is held out, with no overlap."""
+    """Patches every 4 pixels both ways for training, every 2 of the held-out tiles."""
     from PIL import Image
 
     generator = np.random.default_rng(0)
@@ -84,10 +100,9 @@ def patches() -> Images:
     held_out: list[Any] = []
     for label, (package, *parts) in enumerate(PHOTOGRAPHS):
         pixels = np.asarray(Image.open(package_file(package, *parts)).convert("L"))
-        cut = pixels.shape[0] * 5 // 6
-        for rows, stride, out in ((pixels[:cut], 4, training), (pixels[cut:], 2, held_out)):
-            windows = np.lib.stride_tricks.sliding_window_view(rows, (SIDE, SIDE))[::stride, ::stride]
-            found = windows.reshape(-1, 1, SIDE, SIDE)
+        held = generator.random((pixels.shape[0] // TILE + 1, pixels.shape[1] // TILE + 1)) < 1 / 6
+        for kept, stride, out in ((~held, 4, training), (held, 2, held_out)):
+            found = windows(pixels, kept, stride)
             out.append((found, np.full(len(found), label, np.int64)))
     joined = [[np.concatenate(column) for column in zip(*part, strict=True)] for part in (training, held_out)]
     chosen = generator.choice(len(joined[1][0]), HELD_OUT, replace=False)

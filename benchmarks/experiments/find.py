@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import argparse
 
+import measured
 import numpy as np
 import sampling
 import scores
 import searched
 import strategies
 import torch
-from compare import NFE, PACKAGES, situation
+from compare import NFE, PACKAGES
 from numpy.typing import NDArray
 from store import RESULTS, Store
 
@@ -47,7 +48,7 @@ def main() -> None:
     torch.set_num_threads(1)
     setup = sampling.SETUPS[arguments.setup]
     images = setup.images()
-    s = situation(setup, RESULTS)
+    s = measured.situation(setup, RESULTS, arguments.device)
     store = Store(RESULTS / f"found-{setup.name}.json", KEYS, {"setup": setup.name}, (*PACKAGES, "cma"))
     shape = images.training.shape[1:]
     if store.missing([{"strategy": "trajectory-dp", "nfe": nfe} for nfe in NFE]):

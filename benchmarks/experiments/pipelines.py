@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import pathlib
-from typing import Any
+from typing import Any, NoReturn
 
 import data
 import numpy as np
@@ -25,8 +25,6 @@ class PipelineDenoiser(nn.Module):
 
     def __init__(self, unet: nn.Module, schedule: fastkl.NoiseSchedule, prediction: str, name: str) -> None:
         super().__init__()
-        if prediction not in ("epsilon", "v_prediction"):
-            raise ValueError(f"prediction_type must be 'epsilon' or 'v_prediction', got {prediction!r}")
         self.network, self.schedule, self.prediction = unet, schedule, prediction
         self.description = Description(
             name, name, "epsilon", (0, 0, 0), 0.0, schedule.sigma_min, schedule.sigma_max, 0, 0, 0.0, 0.0
@@ -50,25 +48,65 @@ class PipelineDenoiser(nn.Module):
         return y - level * self.raw(y / (1 + level.square()).sqrt(), sigma)
 
 
-def scheduler_config(folder: pathlib.Path) -> dict[str, Any]:
-    """The pipeline's scheduler_config.json."""
-    return dict(json.loads((folder / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8")))
+def refuse(folder: pathlib.Path, why: str) -> NoReturn:
+    """End with the reason why the pipeline cannot be compared."""
+    raise SystemExit(f"{folder.name}: {why}")
+
+
+def config_of(folder: pathlib.Path, part: str) -> dict[str, Any]:
+    """unet/config.json or scheduler/scheduler_config.json."""
+    path = folder / part / ("config.json" if part == "unet" else "scheduler_config.json")
+    if not path.is_file():
+        refuse(folder, f"no {part}/{path.name}; a folder that DDPMPipeline.save_pretrained writes is needed")
+    return dict(json.loads(path.read_text(encoding="utf-8")))
 
 
 def noise_schedule(folder: pathlib.Path) -> fastkl.NoiseSchedule:
     """Noise levels of the pipeline's table."""
     from diffusers import DDPMScheduler
 
-    table = DDPMScheduler.from_config(scheduler_config(folder)).alphas_cumprod
-    return fastkl.NoiseSchedule.from_alphas_cumprod(table.double().numpy())
+    config = config_of(folder, "scheduler")
+    if config.get("trained_betas") is None and config.get("beta_schedule") is None:
+        refuse(
+            folder,
+            f"{config.get('_class_name')} has no table of betas; only models with timesteps can be compared",
+        )
+    table = DDPMScheduler.from_config(config).alphas_cumprod.double().numpy()
+    schedule = fastkl.NoiseSchedule.from_alphas_cumprod(table)
+    if not np.isfinite(schedule.sigma_max):
+        refuse(
+            folder,
+            "its first level is infinite (zero terminal SNR), where the prediction of noise says nothing",
+        )
+    return schedule
+
+
+def shape(folder: pathlib.Path) -> tuple[int, int]:
+    """Side and channels of the images; refuses what this comparison cannot run."""
+    for part in ("vae", "vqvae", "movq"):
+        if (folder / part).exists():
+            refuse(folder, f"has a {part}: a latent model, whose latents need a loop of their own")
+    config = config_of(folder, "unet")
+    size, channels = config.get("sample_size"), config.get("in_channels")
+    if config.get("class_embed_type") is not None or config.get("num_class_embeds") is not None:
+        refuse(folder, "is conditional on classes")
+    if not isinstance(size, int) or channels not in (1, 3) or config.get("out_channels") != channels:
+        refuse(
+            folder,
+            f"sample_size {size}, channels {channels} to {config.get('out_channels')}: must be 1 or 3",
+        )
+    return size, channels
 
 
 def load(folder: pathlib.Path) -> PipelineDenoiser:
     """The network of a saved pipeline, in evaluation mode."""
     from diffusers import UNet2DModel
 
+    shape(folder)
     unet = UNet2DModel.from_pretrained(folder / "unet").eval()
-    prediction = scheduler_config(folder).get("prediction_type", "epsilon")
+    prediction = config_of(folder, "scheduler").get("prediction_type", "epsilon")
+    if prediction not in ("epsilon", "v_prediction"):
+        refuse(folder, f"prediction_type must be 'epsilon' or 'v_prediction', got {prediction!r}")
     return PipelineDenoiser(unet, noise_schedule(folder), prediction, folder.name)
 
 
@@ -84,6 +122,8 @@ def images(folder: pathlib.Path, size: int, channels: int) -> data.Images:
             image = Image.open(path).convert("L" if channels == 1 else "RGB")
         except UnidentifiedImageError:
             continue
+        except OSError as error:
+            raise SystemExit(f"{path.name}: {error}") from error
         pixels = np.asarray(ImageOps.fit(image, (size, size)))
         found.append(pixels.reshape(size, size, channels).transpose(2, 0, 1))
     if len(found) < 20:

@@ -1,7 +1,8 @@
-"""How far samples are from the data: Frechet distances, precision and recall, and the classifier's opinion."""
+"""How far samples are from the data: Frechet distances, precision, coverage, recall, the classifier's opinion."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import classifier
@@ -9,7 +10,6 @@ import data
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import eigh, eigvalsh
-from scipy.spatial import cKDTree
 
 Floats = NDArray[np.float64]
 
@@ -43,28 +43,38 @@ def frechet(reference: Normal, root: Floats, other: Normal) -> float:
     return float(shift + np.trace(reference.covariance) + np.trace(other.covariance) - 2.0 * cross)
 
 
-def radii(points: Floats) -> Floats:
-    """Distance of every point to its NEIGHBOURS-th nearest other."""
-    return np.asarray(cKDTree(points).query(points, NEIGHBOURS + 1)[0][:, -1])
-
-
-def covered(points: Floats, centres: Floats, radius: Floats) -> float:
-    """Share of the points that lie in at least one ball."""
-    norms = np.square(centres).sum(1) - np.square(radius)
-    inside = 0
+def squared_gaps(points: Floats, others: Floats) -> Iterator[tuple[slice, Floats]]:
+    """Squared distances of some points at a time to all others."""
+    norms = np.square(others).sum(1)
     for start in range(0, len(points), 500):
         block = points[start : start + 500]
-        gaps = np.square(block).sum(1)[:, None] - 2.0 * block @ centres.T + norms
-        inside += int((gaps.min(1) <= 1e-12).sum())
-    return inside / len(points)
+        gaps = np.square(block).sum(1)[:, None] - 2.0 * block @ others.T + norms
+        yield slice(start, start + len(block)), np.maximum(gaps, 0.0)
+
+
+def radii(points: Floats) -> Floats:
+    """Squared distance of every point to its NEIGHBOURS-th nearest other."""
+    found = np.empty(len(points))
+    for part, gaps in squared_gaps(points, points):
+        found[part] = np.partition(gaps, NEIGHBOURS, axis=1)[:, NEIGHBOURS]
+    return found
+
+
+def covered(points: Floats, centres: Floats, radius: Floats) -> tuple[float, float]:
+    """Share of the points that lie in at least one ball, and share of the balls that hold at least one point."""
+    inside, hit = 0, np.zeros(len(centres), bool)
+    for _, gaps in squared_gaps(points, centres):
+        within = gaps <= radius
+        inside += int(within.any(1).sum())
+        hit |= within.any(0)
+    return inside / len(points), float(hit.mean())
 
 
 def small(images: NDArray[np.float32]) -> Floats:
     """Pixels as rows, averaged over squares until a side is at most LARGEST."""
-    factor = -(-images.shape[-1] // LARGEST)
-    while images.shape[-1] % factor:
-        factor += 1
-    n, channels, size, _ = images.shape
+    size = images.shape[-1]
+    factor = next(f for f in range(-(-size // LARGEST), size + 1) if size % f == 0)
+    n, channels, _, _ = images.shape
     blocks = images.reshape(n, channels, size // factor, factor, size // factor, factor)
     return blocks.mean((3, 5), dtype=np.float64).reshape(n, -1)
 
@@ -97,15 +107,22 @@ class Scorer:
         """Frechet distance of the features alone."""
         return frechet(self.features, self.feature_root, Normal.of(self.look(samples)[0]))
 
+    def between(self, first: NDArray[np.float32], second: NDArray[np.float32]) -> float:
+        """Frechet distance of the features of two sets of samples."""
+        reference = Normal.of(self.look(first)[0])
+        return frechet(reference, reference.root(), Normal.of(self.look(second)[0]))
+
     def scores(self, samples: NDArray[np.float32]) -> dict[str, float]:
         """All scores of samples (n, C, H, W)."""
         features, probabilities = self.look(samples)
         pixels = Normal.of(small(np.clip(samples, -1.0, 1.0)))
+        precision, coverage = covered(features, self.real, self.real_radii)
         return {
             "fd_features": frechet(self.features, self.feature_root, Normal.of(features)),
             "fd_pixels": frechet(self.pixels, self.pixel_root, pixels),
-            "precision": covered(features, self.real, self.real_radii),
-            "recall": covered(self.real, features, radii(features)),
+            "precision": precision,
+            "coverage": coverage,
+            "recall": covered(self.real, features, radii(features))[0],
             "confidence": float(probabilities.max(1).mean()),
             "class_shift": float(0.5 * np.abs(probabilities.mean(0) - self.shares).sum()),
         }

@@ -31,12 +31,14 @@ class Situation:
     schedule: NoiseSchedule
     sampler: str
     covariance: Spectrum
-    effective: Spectrum
+    effective: Spectrum | None  # None: no Gaussian has the model's errors
     sigma_data: float
 
     def spectrum(self, name: str, floor: float) -> Spectrum:
         """The covariance spectrum or the effective one, with a floor."""
         found = self.covariance if name == "cov" else self.effective
+        if found is None:
+            raise ValueError("the model has no effective spectrum")
         return found.floored(floor) if floor else found
 
 
@@ -49,7 +51,10 @@ def tangent_by(situation: Situation, spectrum: Spectrum, metric: str, steps: int
 
 
 def beta_levels(schedule: NoiseSchedule, steps: int) -> Floats:
-    """Quantiles of a Beta(0.6, 0.6) distribution of the time, then 0 (Lee et al. 2024, as ComfyUI has it)."""
+    """Quantiles of a Beta(0.6, 0.6) distribution of the time, then 0 (Lee et al. 2024).
+
+    The time of an EDM schedule is here that of its own law (Karras with rho = 7).
+    """
     times = beta.ppf(1.0 - np.arange(steps) / steps, 0.6, 0.6)
     last = schedule.num_train_timesteps
     levels = schedule.sigmas(times if last is None else np.rint(times * (last - 1)))
@@ -93,8 +98,8 @@ def fixed(s: Situation) -> dict[str, Choose]:
     return found
 
 
-def by_spectrum(s: Situation) -> dict[str, Choose]:
-    """Laws and optima that the spectrum chooses."""
+def by_covariance(s: Situation) -> dict[str, Choose]:
+    """Laws and optima that the covariance spectrum chooses."""
     found: dict[str, Choose] = {}
     for floor in FLOORS:
         spectrum = s.spectrum("cov", floor)
@@ -102,28 +107,37 @@ def by_spectrum(s: Situation) -> dict[str, Choose]:
         found[f"tangent-star-{floor:g}"] = partial(discretize.tangent, s.schedule, gamma=gamma, sigma_min=0.0)
         found[f"geodesic-{floor:g}"] = partial(discretize.geodesic, s.schedule, spectrum=spectrum)
         for metric in METRICS:
-            if metric != "w2" or floor >= 1e-2:
-                found[f"search-{metric}-cov-{floor:g}"] = partial(searched, s, spectrum, metric)
+            found[f"search-{metric}-cov-{floor:g}"] = partial(searched, s, spectrum, metric)
+    found["search-w2-cov-0"] = partial(searched, s, s.covariance, "w2")
+    return found | laws_by_metric(s, "cov")
+
+
+def laws_by_metric(s: Situation, name: str) -> dict[str, Choose]:
+    """Tangent laws whose gamma a divergence chooses."""
+    spectra = {metric: s.spectrum(name, 0.0 if metric == "w2" else 1e-2) for metric in METRICS}
+    return {f"tangent-{metric}-{name}": partial(tangent_by, s, spectra[metric], metric) for metric in METRICS}
+
+
+def by_errors(s: Situation) -> dict[str, Choose]:
+    """Laws and optima that the effective spectrum chooses."""
+    found: dict[str, Choose] = {"search-w2-eff-0": partial(searched, s, s.spectrum("eff", 0.0), "w2")}
     for metric in METRICS:
-        floor = 0.0 if metric == "w2" else 1e-2
-        found[f"tangent-{metric}-cov"] = partial(tangent_by, s, s.spectrum("cov", floor), metric)
-        found[f"tangent-{metric}-eff"] = partial(tangent_by, s, s.spectrum("eff", floor), metric)
-    found["search-w2-cov-0"] = partial(searched, s, s.spectrum("cov", 0.0), "w2")
-    found["search-w2-eff-0"] = partial(searched, s, s.spectrum("eff", 0.0), "w2")
-    for metric in ("kl", "reverse_kl", "jeffreys"):
-        for floor in (1e-3, 1e-2, 1e-1):
+        for floor in FLOORS:
             found[f"search-{metric}-eff-{floor:g}"] = partial(searched, s, s.spectrum("eff", floor), metric)
-    return found
+    return found | laws_by_metric(s, "eff")
 
 
 def all_of(s: Situation) -> dict[str, Choose]:
     """Every strategy that chooses levels without drawing samples."""
-    return fixed(s) | by_spectrum(s)
+    found = fixed(s) | by_covariance(s)
+    return found if s.effective is None else found | by_errors(s)
+
+
+def on_table(schedule: NoiseSchedule, levels: Floats) -> Floats:
+    """Levels moved to the timesteps of a discrete schedule."""
+    return levels if schedule.num_train_timesteps is None else np.asarray(discretize.snap(schedule, levels))
 
 
 def levels(s: Situation, choose: Choose, steps: int) -> Floats:
     """Levels of one strategy, on the table for a discrete schedule."""
-    found = np.asarray(choose(steps))
-    if s.schedule.num_train_timesteps is None:
-        return found
-    return np.asarray(discretize.snap(s.schedule, found))
+    return on_table(s.schedule, np.asarray(choose(steps)))
