@@ -103,8 +103,11 @@ def agreement() -> dict[str, float]:
             if samplers.get(name).above_zero and levels[0, -1] == 0.0:
                 levels = levels[:, :-1]
             spectrum = fastkl.Spectrum(**cases.with_mean(size))
-            for function in (fastkl.divergence, fastkl.output_variance, fastkl.trajectory):
+            for function in (fastkl.divergence, fastkl.output_variance):
                 note(name, on_both(function, spectrum, levels, sampler=name))
+            gpu, cpu = (fastkl.trajectory(spectrum, levels, name, backend=b) for b in ("gpu", "cpu"))
+            note(name, difference(gpu[:, -1], cpu[:, -1]))
+            note(name, cases.variance_difference(gpu, cpu, spectrum.eigenvalues, levels))
     return worst
 
 

@@ -63,6 +63,14 @@ class DeviceSpectrum:
         )
         self.totals = group_sums(device, striped, STRIPES)  # (tiles, COLUMNS)
         self.whole = column_sums(device, self.totals)
+        self._device, self._least = device, None
+
+    def least(self) -> Any:
+        """Return the least eigenvalue of each tile, (tiles,)."""
+        if self._least is None:
+            self._least = self._device.empty(self.tiles)
+            self._device.launch("tile_least", self.tiles, self.eigenvalues, np.int64(self.size), self._least)
+        return self._least
 
 
 @dataclass

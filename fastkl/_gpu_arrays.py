@@ -1,8 +1,7 @@
 """Evaluation of arrays that are on a CUDA device already: shapes and types are checked, values are not waited for.
 
-DDIM runs on the caller's current stream and returns a CuPy array without synchronising. Values cannot raise then: a
-candidate that breaks the rules, or a spectrum that does, makes NaN. The coefficients of other samplers are functions of
-the levels that the host evaluates, so those copy their arguments to the host first.
+Every sampler runs on the caller's current stream and returns a CuPy array without synchronising. Values cannot raise
+then: a candidate that breaks the rules, or a spectrum that does, makes NaN.
 """
 
 from __future__ import annotations
@@ -10,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
-from fastkl import _gpu, _gpu_device
+from fastkl import _gpu, _gpu_device, _gpu_sampler
 from fastkl._dispatch import is_device_array
 from fastkl._gpu import Chunk, DeviceSpectrum
+from fastkl._gpu_sampler import SamplerChunk
+from fastkl._sampler_base import Sampler
+from fastkl._sampler_dispatch import refuse_few_steps
 from fastkl.evaluate import squared_norm
+from fastkl.samplers import get
 from fastkl.spectrum import Spectrum
 
 __all__ = ["DeviceCall", "checked_array", "refuse_mixed"]
@@ -58,6 +59,16 @@ def checked_array(device: Any, name: str, value: Any, ranks: tuple[int, ...]) ->
     return device.as_float64(array)
 
 
+def checked(write: Callable[[SamplerChunk, Any], None]) -> Callable[[SamplerChunk, Any], None]:
+    """Return a function that writes and then refuses what breaks the rules."""
+
+    def both(chunk: SamplerChunk, out: Any) -> None:
+        write(chunk, out)
+        chunk.refuse(out)
+
+    return both
+
+
 class DeviceCall:
     """The checked arguments of a call: a spectrum and candidates (M, N+1) on one device."""
 
@@ -81,18 +92,6 @@ class DeviceCall:
             return DeviceSpectrum(self.device, self.eigenvalues, None)
         return _gpu.COPIES.spectrum(self.device, self.spectrum.eigenvalues, self.spectrum.counts)
 
-    def on_host(self) -> tuple[Any, Any]:
-        """Return the spectrum and the levels on the host: this waits for the stream."""
-        with self.device:
-            levels = self.device.download(self.levels)
-            spectrum = self.device.download(self.eigenvalues) if self.spectrum is None else self.spectrum
-        return spectrum, levels
-
-    def returned(self, values: Any) -> Any:
-        """Return what the host computed as an array on the device, without the first axis for a single candidate."""
-        with self.device:
-            return self.device.upload(np.asarray(values[0] if self.single else values))
-
     def run(self, prior: str, shape: tuple[int, ...], write: Callable[[Chunk, Any], None]) -> Any:
         """Return an array (M, *shape) that write(chunk, rows) fills, (*shape,) for a single candidate."""
 
@@ -104,8 +103,24 @@ class DeviceCall:
         with self.device:
             return _gpu.with_memory(self.device, filled)
 
-    def divergence(self, metric: str, prior: str, precision: str) -> Any:
-        """Return the divergence of every candidate by DDIM."""
+    def by_sampler(self, sampler: str | Sampler, prior: str, shape: tuple[int, ...], write: Any) -> Any:
+        """Return an array as `run` does, for any sampler; write(its chunk, rows) fills it."""
+        refuse_few_steps(sampler, int(self.levels.shape[1]) - 1)
+        rule = get(sampler)
+
+        def filled() -> Any:
+            out = self.device.empty((int(self.levels.shape[0]), *shape))
+            mean = None if self.spectrum is None else _gpu_sampler.mean_on(self.device, self.spectrum)
+            _gpu_sampler.on_device(self.device, (self.data(), mean), self.levels, rule, prior, write, out)
+            return out.reshape(shape) if self.single else out
+
+        with self.device:
+            return _gpu.with_memory(self.device, filled)
+
+    def divergence(self, metric: str, sampler: Any, prior: str, precision: str) -> Any:
+        """Return the divergence of every candidate."""
+        if not get(sampler).is_ddim:
+            return self.by_sampler(sampler, prior, (), lambda chunk, out: chunk.divergence(metric, out))
         terms, square = self.mean_terms(metric, prior)
 
         def write(chunk: Chunk, out: Any) -> None:
@@ -127,13 +142,17 @@ class DeviceCall:
             return tuple(term for term in terms if term != "kl"), squared_norm(data)
         return terms, 0.0
 
-    def output_variance(self, prior: str) -> Any:
+    def output_variance(self, sampler: Any, prior: str) -> Any:
         """Return the variance of y at the last level."""
+        if not get(sampler).is_ddim:
+            return self.by_sampler(sampler, prior, (self.dim,), checked(SamplerChunk.output_variance))
         return self.run(prior, (self.dim,), lambda chunk, out: chunk.variances(out, chunk.valid()))
 
-    def trajectory(self, prior: str) -> Any:
+    def trajectory(self, sampler: Any, prior: str) -> Any:
         """Return the variance of y at every level."""
         shape = int(self.levels.shape[1]), self.dim
+        if not get(sampler).is_ddim:
+            return self.by_sampler(sampler, prior, shape, checked(SamplerChunk.trajectory))
         return self.run(prior, shape, lambda chunk, out: chunk.level_variances(out, chunk.valid()))
 
     @property

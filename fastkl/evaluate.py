@@ -11,10 +11,8 @@ from fastkl._candidates import candidate_levels
 from fastkl._placement import (
     PRIORS,
     device_call,
-    is_ddim,
     kernels_for,
     on_gpu,
-    place_of,
     refuse_float32,
     run_on,
 )
@@ -23,6 +21,7 @@ from fastkl._sampler_dispatch import checked_sampler, sampler_kernels
 from fastkl._stand_in import doubtful, stand_in
 from fastkl._threads import thread_count
 from fastkl._validation import choice, real_number
+from fastkl.samplers import get
 from fastkl.spectrum import Spectrum, as_spectrum
 
 __all__ = ["METRICS", "PRECISIONS", "PRIORS", "divergence", "output_variance", "trajectory"]
@@ -109,11 +108,10 @@ def divergence(
 
     Notes
     -----
-    Arrays on a GPU: DDIM is queued on CuPy's current stream and nothing is waited for, so their values cannot raise; a
-    candidate or a spectrum that breaks the rules gives NaN. A `Spectrum` (the way to give counts or a mean) is copied
-    to the GPU in the first call and that copy kept with it. `rtol` plays no part. The coefficients of other
-    samplers are made on the host: there the arguments are copied to the host first, which waits for the stream. Other
-    libraries' arrays must stay alive and unchanged until the stream's work is done: PyTorch's allocator, for one, does
+    Arrays on a GPU: all work is queued on CuPy's current stream and nothing is waited for, so their values cannot raise;
+    a candidate or a spectrum that breaks the rules, or a candidate on which the sampler cannot run, gives NaN. A
+    `Spectrum` (the way to give counts or a mean) is copied to the GPU in the first call and that copy kept with it, and
+    so is what a sampler does in N steps. `rtol` plays no part. Other libraries' arrays must stay alive and unchanged until the stream's work is done: PyTorch's allocator, for one, does
     not know that CuPy's stream still reads them. First calls may wait for the whole device, because the driver loads
     kernels at their first use; `fastkl.warmup(backend="gpu")` does that at a time of your choice. If "auto" has chosen
     a GPU for arrays of the host and that fails, the CPU is taken, with one warning in a process.
@@ -148,28 +146,24 @@ def divergence(
     choice("precision", precision, PRECISIONS)
     call = device_call(spectrum, sigmas, sampler, prior, backend, num_threads)
     rtol = real_number("rtol", rtol, at_least=0.0, below=1.0)
-    if call is not None and is_ddim(sampler):
-        return call.divergence(metric, prior, precision)
-    with place_of(call):
-        where = (spectrum, sigmas) if call is None else call.on_host()
-        data, levels, single, rule, threads = checked(*where, sampler, prior, num_threads)
-        if metric != "w2":
-            refuse_zero_eigenvalue(data, levels, metric, isinstance(spectrum, Spectrum))
-        wanted = backend if call is None else "gpu"
-        kernels = kernels_for(wanted, data, levels, rule, levels.shape[0], threads)
-        refuse_float32(precision, kernels, rule)
-        small = stand_in(data, levels, rtol) if rtol and rule.is_ddim and precision == "float64" else None
+    if call is not None:
+        refuse_float32(precision, None, get(sampler))
+        return call.divergence(metric, sampler, prior, precision)
+    data, levels, single, rule, threads = checked(spectrum, sigmas, sampler, prior, num_threads)
+    if metric != "w2":
+        refuse_zero_eigenvalue(data, levels, metric, isinstance(spectrum, Spectrum))
+    kernels = kernels_for(backend, data, levels, rule, levels.shape[0], threads)
+    refuse_float32(precision, kernels, rule)
+    small = stand_in(data, levels, rtol) if rtol and rule.is_ddim and precision == "float64" else None
 
-        def evaluate(kernels: Any) -> Array:
-            values = evaluated(kernels, small or data, levels, metric, rule, prior, threads, precision)
-            again = np.zeros(0, bool) if small is None else doubtful(small, levels, values, metric, prior)
-            if again.any():
-                values[again] = evaluated(kernels, data, levels[again], metric, rule, prior, threads)
-            return values
+    def evaluate(kernels: Any) -> Array:
+        values = evaluated(kernels, small or data, levels, metric, rule, prior, threads, precision)
+        again = np.zeros(0, bool) if small is None else doubtful(small, levels, values, metric, prior)
+        if again.any():
+            values[again] = evaluated(kernels, data, levels[again], metric, rule, prior, threads)
+        return values
 
-        values = run_on(kernels, wanted, evaluate)
-        if call is not None:
-            return call.returned(values)
+    values = run_on(kernels, backend, evaluate)
     return float(values[0]) if single else values
 
 
@@ -298,9 +292,9 @@ def output_variance(
     array([1.5703, 0.3345])
     """
     call = device_call(spectrum, sigmas, sampler, prior, backend, num_threads)
-    if call is not None and is_ddim(sampler):
-        return call.output_variance(prior)
-    return variances("output_variance", call, spectrum, sigmas, sampler, prior, num_threads, backend)
+    if call is not None:
+        return call.output_variance(sampler, prior)
+    return variances("output_variance", spectrum, sigmas, sampler, prior, num_threads, backend)
 
 
 def trajectory(
@@ -363,39 +357,26 @@ def trajectory(
            [ 0.4]])
     """
     call = device_call(spectrum, sigmas, sampler, prior, backend, num_threads)
-    if call is not None and is_ddim(sampler):
-        return call.trajectory(prior)
-    return variances("trajectory", call, spectrum, sigmas, sampler, prior, num_threads, backend)
+    if call is not None:
+        return call.trajectory(sampler, prior)
+    return variances("trajectory", spectrum, sigmas, sampler, prior, num_threads, backend)
 
 
 def variances(
-    name: str,
-    call: Any,
-    spectrum: Any,
-    sigmas: Any,
-    sampler: Any,
-    prior: Any,
-    num_threads: Any,
-    backend: str,
+    name: str, spectrum: Any, sigmas: Any, sampler: Any, prior: Any, num_threads: Any, backend: str
 ) -> Any:
-    """Return `output_variance` or `trajectory`, by its name, of arguments on the host or copied there."""
-    with place_of(call):
-        where = (spectrum, sigmas) if call is None else call.on_host()
-        data, levels, single, rule, threads = checked(*where, sampler, prior, num_threads)
-        rows = levels.shape[0] if name == "output_variance" else levels.size
+    """Return `output_variance` or `trajectory`, by its name, of arguments on the host."""
+    data, levels, single, rule, threads = checked(spectrum, sigmas, sampler, prior, num_threads)
+    rows = levels.shape[0] if name == "output_variance" else levels.size
 
-        def evaluate(kernels: Any) -> Array:
-            if rule.is_ddim:
-                values: Array = getattr(kernels, name)(data.eigenvalues, levels, prior, threads)
-            else:
-                values = getattr(sampler_kernels(kernels), name)(data, levels, rule, prior, threads)
-            return values
+    def evaluate(kernels: Any) -> Array:
+        if rule.is_ddim:
+            values: Array = getattr(kernels, name)(data.eigenvalues, levels, prior, threads)
+        else:
+            values = getattr(sampler_kernels(kernels), name)(data, levels, rule, prior, threads)
+        return values
 
-        wanted = backend if call is None else "gpu"
-        kernels = kernels_for(wanted, data, levels, rule, rows * len(data), threads)
-        values = run_on(kernels, wanted, evaluate)
-        if call is not None:
-            return call.returned(values)
+    values = run_on(kernels_for(backend, data, levels, rule, rows * len(data), threads), backend, evaluate)
     return values[0] if single else values
 
 

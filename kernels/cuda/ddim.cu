@@ -39,8 +39,7 @@ KERNEL ddim_least_sums(const double *RESTRICT sums, const double *RESTRICT total
                        double *RESTRICT out) {
     int64 i = thread_index(), tile = i / candidates, m = i % candidates;
     if (tile >= tiles) return;
-    double last = levels[m * (steps + 1) + steps], weight = totals[tile * COLUMNS];
-    double scale = metric == W2 ? totals[tile * COLUMNS + 1] + last * last * weight : weight;
+    double scale = scale_of(totals + tile * COLUMNS, levels[m * (steps + 1) + steps], metric);
     out[i] = fmax(sums[i] - error_bound(sums[i], scale, roundings, metric), 0.0);
 }
 
@@ -53,11 +52,8 @@ KERNEL ddim_refine(const double *RESTRICT eigenvalues, const double *RESTRICT we
     Place at = place_of_thread(size, candidates, group, slices);
     if (!at.live) return;
     const double *mine = levels + at.candidate * (steps + 1);
-    double sum = sums[at.tile * candidates + at.candidate], weight = totals[at.tile * COLUMNS];
-    double last = mine[steps], scale = metric == W2 ? totals[at.tile * COLUMNS + 1] + last * last * weight : weight;
-    double bound = error_bound(sum, scale, roundings, metric);
-    double needed = fmax(sum - bound, least[at.candidate] * quotient(weight, whole[0]));
-    if (!(bound > allowed * needed)) return;
+    Doubt doubt = {sums, totals, whole, least, allowed, metric};
+    if (!doubtful(doubt, at, candidates, mine[steps], roundings)) return;
     double total = 0.0;
     ROLLED for (int64 begin = at.begin; begin < at.end; begin += at.stride)
         ROLLED for (int64 k = begin; k < begin + BATCH && k < at.end; k++)
@@ -145,6 +141,11 @@ KERNEL ddim_float_sums(const double *RESTRICT eigenvalues, const double *RESTRIC
 KERNEL spectrum_totals(const double *RESTRICT eigenvalues, const double *RESTRICT weights, int64 size,
                        double *RESTRICT out) {
     tile_totals(eigenvalues, weights, size, out);
+}
+
+KERNEL tile_least(const double *RESTRICT eigenvalues, int64 size, double *RESTRICT out) {
+    int64 tile = thread_index();
+    if (tile * TILE < size) out[tile] = least_of_tile(eigenvalues, tile, size);
 }
 
 // The weights with which a mean counts: its squares times the counts, (d,) or null.

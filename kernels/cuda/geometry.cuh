@@ -8,6 +8,7 @@
 #include "arithmetic.cuh"
 
 constexpr int BATCH = 8;
+constexpr int COLUMNS = 4;  // totals of a tile: weight; weight times eigenvalue; eigenvalues that break the rules; zeros
 
 struct Place {
     int64 candidate, tile, begin, end, stride, row;

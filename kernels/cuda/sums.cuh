@@ -3,7 +3,6 @@
 #include "geometry.cuh"
 
 constexpr int STRIPES = 32;  // partial sums of a tile's totals
-constexpr int COLUMNS = 4;   // weight; weight times eigenvalue; eigenvalues that break the rules; zeros
 constexpr double SMALLEST_VARIANCE = 1e-30, LARGEST_VARIANCE = 1e30, SMALLEST_LEVEL = 1e-15, LARGEST_LEVEL = 1e15;
 
 // Add `length` rows at a time: row r of out is the sum of rows r*length and following of in, (rows, columns).
@@ -33,6 +32,13 @@ DEVICE void tile_totals(const double *eigenvalues, const double *weights, int64 
     row[1] = variance;
     row[2] = bad;
     row[3] = zeros;
+}
+
+// The least eigenvalue of a tile.
+DEVICE double least_of_tile(const double *eigenvalues, int64 tile, int64 size) {
+    double least = eigenvalues[tile * TILE];
+    for (int64 k = tile * TILE + 1; k < (tile + 1) * TILE && k < size; k++) least = fmin(least, eigenvalues[k]);
+    return least;
 }
 
 // Whether a candidate keeps the rules of fastkl._candidates: strictly falling, in range, inf only first, 0 only last.
