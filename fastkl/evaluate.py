@@ -108,10 +108,11 @@ def divergence(
 
     Notes
     -----
-    Arrays on a GPU: all work is queued on CuPy's current stream and nothing is waited for, so their values cannot raise;
-    a candidate or a spectrum that breaks the rules, or a candidate on which the sampler cannot run, gives NaN. A
-    `Spectrum` (the way to give counts or a mean) is copied to the GPU in the first call and that copy kept with it, and
-    so is what a sampler does in N steps. `rtol` plays no part. Other libraries' arrays must stay alive and unchanged until the stream's work is done: PyTorch's allocator, for one, does
+    Arrays on a GPU: all work is queued on CuPy's current stream and nothing is waited for, so their values cannot
+    raise; a candidate or a spectrum that breaks the rules, or a candidate on which the sampler cannot run, gives NaN.
+    A `Spectrum` (the way to give counts or a mean) is copied to the GPU in the first call and that copy kept with it,
+    and so is what a sampler does in N steps. `rtol` plays no part. Other libraries' arrays must stay alive and
+    unchanged until the stream's work is done: PyTorch's allocator, for one, does
     not know that CuPy's stream still reads them. First calls may wait for the whole device, because the driver loads
     kernels at their first use; `fastkl.warmup(backend="gpu")` does that at a time of your choice. If "auto" has chosen
     a GPU for arrays of the host and that fails, the CPU is taken, with one warning in a process.
