@@ -11,8 +11,10 @@ from typing import Any
 
 from fastkl import _gpu, _gpu_device, _gpu_sampler
 from fastkl._dispatch import is_device_array
-from fastkl._gpu import Chunk, DeviceSpectrum
+from fastkl._gpu import Chunk
+from fastkl._gpu_copies import COPIES, with_memory
 from fastkl._gpu_sampler import SamplerChunk
+from fastkl._gpu_spectrum import DeviceSpectrum, Piece, stacked_sum
 from fastkl._sampler_base import Sampler
 from fastkl._sampler_dispatch import refuse_few_steps
 from fastkl.evaluate import squared_norm
@@ -59,14 +61,17 @@ def checked_array(device: Any, name: str, value: Any, ranks: tuple[int, ...]) ->
     return device.as_float64(array)
 
 
-def checked(write: Callable[[SamplerChunk, Any], None]) -> Callable[[SamplerChunk, Any], None]:
-    """Return a function that writes and then refuses what breaks the rules."""
+def every_piece(
+    write: Callable[[SamplerChunk, Piece, int, Any], None], dim: int
+) -> Callable[[SamplerChunk, Any], None]:
+    """Return a function that writes a chunk's variances for all pieces and then refuses what breaks the rules."""
 
-    def both(chunk: SamplerChunk, out: Any) -> None:
-        write(chunk, out)
+    def all_pieces(chunk: SamplerChunk, out: Any) -> None:
+        for piece in chunk.data.pieces(chunk.length):
+            write(chunk, piece, dim, out.reshape(-1)[piece.begin :])
         chunk.refuse(out)
 
-    return both
+    return all_pieces
 
 
 class DeviceCall:
@@ -90,7 +95,8 @@ class DeviceCall:
         """Return the spectrum on the device; a Spectrum's copy is made in the first call and kept with it."""
         if self.spectrum is None:
             return DeviceSpectrum(self.device, self.eigenvalues, None)
-        return _gpu.COPIES.spectrum(self.device, self.spectrum.eigenvalues, self.spectrum.counts)
+        data = self.spectrum
+        return COPIES.spectrum(self.device, data.eigenvalues, data.counts, data.mean)
 
     def run(self, prior: str, shape: tuple[int, ...], write: Callable[[Chunk, Any], None]) -> Any:
         """Return an array (M, *shape) that write(chunk, rows) fills, (*shape,) for a single candidate."""
@@ -101,7 +107,7 @@ class DeviceCall:
             return out.reshape(shape) if self.single else out
 
         with self.device:
-            return _gpu.with_memory(self.device, filled)
+            return with_memory(self.device, filled)
 
     def by_sampler(self, sampler: str | Sampler, prior: str, shape: tuple[int, ...], write: Any) -> Any:
         """Return an array as `run` does, for any sampler; write(its chunk, rows) fills it."""
@@ -110,12 +116,11 @@ class DeviceCall:
 
         def filled() -> Any:
             out = self.device.empty((int(self.levels.shape[0]), *shape))
-            mean = None if self.spectrum is None else _gpu_sampler.mean_on(self.device, self.spectrum)
-            _gpu_sampler.on_device(self.device, (self.data(), mean), self.levels, rule, prior, write, out)
+            _gpu_sampler.on_device(self.device, self.data(), self.levels, rule, prior, write, out)
             return out.reshape(shape) if self.single else out
 
         with self.device:
-            return _gpu.with_memory(self.device, filled)
+            return with_memory(self.device, filled)
 
     def divergence(self, metric: str, sampler: Any, prior: str, precision: str) -> Any:
         """Return the divergence of every candidate."""
@@ -126,8 +131,7 @@ class DeviceCall:
         def write(chunk: Chunk, out: Any) -> None:
             sums, share = chunk.divergence(metric, precision), None
             if terms:
-                weights = _gpu.COPIES.mean_weights(chunk, self.spectrum.mean, self.spectrum.counts)
-                share = _gpu.stacked_sum(self.device, [chunk.mean_term(term, weights) for term in terms])
+                share = stacked_sum(self.device, [chunk.mean_term(term) for term in terms])
             chunk.finish(sums, share, metric, square, out)
 
         return self.run(prior, (), write)
@@ -145,15 +149,29 @@ class DeviceCall:
     def output_variance(self, sampler: Any, prior: str) -> Any:
         """Return the variance of y at the last level."""
         if not get(sampler).is_ddim:
-            return self.by_sampler(sampler, prior, (self.dim,), checked(SamplerChunk.output_variance))
-        return self.run(prior, (self.dim,), lambda chunk, out: chunk.variances(out, chunk.valid()))
+            return self.by_sampler(
+                sampler, prior, (self.dim,), every_piece(SamplerChunk.output_variance, self.dim)
+            )
+
+        def write(chunk: Chunk, out: Any) -> None:
+            valid = chunk.valid()
+            for piece in chunk.data.pieces(chunk.length):
+                chunk.variances(piece, out.reshape(-1)[piece.begin :], self.dim, valid)
+
+        return self.run(prior, (self.dim,), write)
 
     def trajectory(self, sampler: Any, prior: str) -> Any:
         """Return the variance of y at every level."""
         shape = int(self.levels.shape[1]), self.dim
         if not get(sampler).is_ddim:
-            return self.by_sampler(sampler, prior, shape, checked(SamplerChunk.trajectory))
-        return self.run(prior, shape, lambda chunk, out: chunk.level_variances(out, chunk.valid()))
+            return self.by_sampler(sampler, prior, shape, every_piece(SamplerChunk.trajectory, self.dim))
+
+        def write(chunk: Chunk, out: Any) -> None:
+            valid = chunk.valid()
+            for piece in chunk.data.pieces(chunk.length):
+                chunk.level_variances(piece, out.reshape(-1)[piece.begin :], self.dim, valid)
+
+        return self.run(prior, shape, write)
 
     @property
     def dim(self) -> int:

@@ -12,6 +12,7 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+import weakref
 from functools import cache
 from pathlib import Path
 
@@ -127,6 +128,7 @@ class HostDevice:
         self.current_stream = 0
         self.log, self.failures, self.downloads, self.uploads = [], 0, 0, 0
         self.entered, self.loaded = 0, False
+        self.held, self.peak = 0, 0  # bytes of arrays that are alive, and the most there ever were
 
     def __enter__(self):
         self.entered += 1
@@ -150,11 +152,20 @@ class HostDevice:
             self.failures += 1
             raise self.OutOfMemory(f"{array.nbytes} bytes")
         array.view(np.uint8).fill(0xFF)  # NaN: whatever is read before it is written shows
-        return HostArray(array)
+        return self.counted(array)
 
     def upload(self, array):
         self.uploads += 1
-        return HostArray(np.array(array, order="C"))
+        return self.counted(np.array(array, order="C"))
+
+    def counted(self, array):
+        self.hold(array.nbytes)
+        weakref.finalize(array, self.hold, -array.nbytes)
+        return HostArray(array)
+
+    def hold(self, size):
+        self.held += size
+        self.peak = max(self.peak, self.held)
 
     def download(self, array):
         self.downloads += 1

@@ -9,7 +9,7 @@ from cases import METRICS, PRIORS, SCHEDULES, SMALL_SHAPES, SPECTRA
 from device_cases import AGREEMENT, largest_difference, on_device, put_in_place
 
 import fastkl
-from fastkl import _gpu
+from fastkl._gpu_layout import Layout
 
 
 @pytest.fixture
@@ -59,9 +59,9 @@ def test_every_instance_of_the_fast_kernel_is_used(device):
 
 
 @pytest.mark.parametrize("size", [1, 7, 8, 9, 31, 1023, 1024, 1025, 1032, 3000])
-@pytest.mark.parametrize("count", [1, 2, 3, 31, 32, 33, 129])
+@pytest.mark.parametrize("count", [1, 2, 3, 17, 31, 32, 33, 40, 100, 129])
 def test_launch_geometry(device, size, count):
-    """Tails of blocks, of batches and of tiles; one eigenvalue, one candidate, and more than a warp of them."""
+    """Tails of blocks, of batches and of tiles; one eigenvalue, one candidate, and numbers that fill no warp."""
     eigenvalues, levels = np.geomspace(1e-3, 1e3, size), SCHEDULES["power_uniform"](count, 5)
     for metric in ("kl", "w2"):
         cpu, gpu = (fastkl.divergence(eigenvalues, levels, metric, backend=b) for b in ("cpu", "gpu"))
@@ -70,11 +70,30 @@ def test_launch_geometry(device, size, count):
     assert largest_difference(gpu, cpu) <= AGREEMENT
 
 
-def test_layout_fills_a_block_where_there_is_work():
-    assert _gpu.Layout.of(1, 10**6) == _gpu.Layout(1, 128)
-    assert _gpu.Layout.of(1000, 10**6) == _gpu.Layout(32, 4)
-    assert _gpu.Layout.of(10**5, 8) == _gpu.Layout(32, 1)
-    assert _gpu.Layout.of(3, 50) == _gpu.Layout(4, 8)
+def busy_lanes(candidates, size, slices):
+    """The share of a launch's threads' time that is spent on batches, if all that run are as slow as the slowest."""
+    tiles = [min(1024, size - begin) for begin in range(0, size, 1024)]
+    threads = len(tiles) * slices * candidates
+    launched = -(-threads // 128) * 128
+    batches = [-(-tile // 8) for tile in tiles]
+    return candidates * sum(batches) / (launched * max(-(-count // slices) for count in batches))
+
+
+@pytest.mark.parametrize("size", [1000, 1024 * 40, 10**6])
+def test_lanes_have_work_for_any_number_of_candidates(size):
+    for count in (*range(1, 130), 200, 1000, 10**5):
+        slices = Layout.of(count, size).slices
+        tiles = -(-size // 1024)
+        assert 1 <= slices <= 128
+        assert tiles * slices * count >= min(2**15, tiles * count * 125)  # enough, or all there are
+        if tiles * slices * count > 4096:  # a last block of 128 that is not full does not count
+            assert busy_lanes(count, size, slices) > 0.96, (count, slices)
+
+
+def test_layouts_of_some_problems():
+    for count, size, slices in ((1, 10**6, 64), (17, 10**6, 4), (1000, 10**6, 4), (10**5, 8, 1), (3, 50, 7)):
+        assert Layout.of(count, size) == Layout(slices)
+    assert Layout.of(100, 10**4) == Layout(64)  # few of both: more slices
 
 
 def test_quotients_and_roots_are_the_nearest_numbers_but_for_rare_last_bits(rng):

@@ -12,8 +12,9 @@ from test_samplers_accuracy import NAMES, assert_accurate, last_level
 
 import fastkl
 from fastkl import _gpu_device, _gpu_program, samplers
-from fastkl._gpu import DeviceSpectrum, Layout
+from fastkl._gpu_layout import Layout
 from fastkl._gpu_sampler import SamplerChunk
+from fastkl._gpu_spectrum import DeviceSpectrum
 from fastkl._sampler_losses import LossTable
 from fastkl._sampler_program import Program
 from fastkl._sampler_trace import OPERATIONS, Instructions, SymbolicLevels
@@ -171,8 +172,8 @@ def test_tables_are_those_of_the_host(device, name, to_zero):
     else:
         expected["deviations"] = program.deviations()
     chunk = SamplerChunk(
-        device, spectrum_on(device, [1.0]), None, on_device(levels), rule, "vp", Layout.of(3, 1),
-        (bool(levels[0, -1] == 0.0),),
+        device, spectrum_on(device, [1.0]), on_device(levels), rule, "vp", Layout.of(3, 1),
+        (bool(levels[0, -1] == 0.0),), 1,
     )  # fmt: skip
     assert set(made.sections) == set(expected)
     for table, values in expected.items():
@@ -190,7 +191,7 @@ def test_roundings_are_counted_as_on_the_host(device, name):
     rule, eigenvalues = samplers.get(name), SPECTRA["wide"](5000)["eigenvalues"]
     levels = SCHEDULES["above_zero"](3, 9)
     chunk = SamplerChunk(
-        device, spectrum_on(device, eigenvalues), None, on_device(levels), rule, "vp", Layout.of(3, 5000), (False,)
+        device, spectrum_on(device, eigenvalues), on_device(levels), rule, "vp", Layout.of(3, 5000), (False,), 1
     )  # fmt: skip
     least = np.minimum.reduceat(eigenvalues, np.arange(0, 5000, 1024))
     assert largest_difference(chunk.data.least().values, least) == 0.0

@@ -16,9 +16,9 @@ KERNEL ddim_expand(const double *RESTRICT levels, int64 candidates, int64 steps,
 #define TILE_SUMS(NAME, DEGREE, CHUNKS)                                                                             \
     KERNEL NAME(const double *RESTRICT eigenvalues, const double *RESTRICT weights, const double *RESTRICT levels,  \
                 const double *RESTRICT q, const double *RESTRICT p, int64 size, int64 candidates, int64 steps,      \
-                int64 chunks, int64 group, int64 slices, int prior, int metric, double *RESTRICT partial) {         \
-        slice_sum<DEGREE, CHUNKS>(eigenvalues, weights, levels, q, p, size, candidates, steps, chunks, group,       \
-                                  slices, prior, metric, partial);                                                  \
+                int64 chunks, int64 slices, int prior, int metric, double *RESTRICT partial) {                      \
+        slice_sum<DEGREE, CHUNKS>(eigenvalues, weights, levels, q, p, size, candidates, steps, chunks, slices, prior,\
+                                  metric, partial);                                                                 \
     }
 TILE_SUMS(ddim_tile_sums_4_1, 4, 1)
 TILE_SUMS(ddim_tile_sums_5_1, 5, 1)
@@ -43,17 +43,20 @@ KERNEL ddim_least_sums(const double *RESTRICT sums, const double *RESTRICT total
     out[i] = fmax(sums[i] - error_bound(sums[i], scale, roundings, metric), 0.0);
 }
 
-// Evaluate again, to more digits, the tiles whose rounding error could be more than `allowed` of the tile or of its
-// share of the candidate; `least` (M,) is what the candidate's divergence is at least. A NaN is left as it is.
+// The sums over slices, evaluated again to more digits, of tiles whose rounding error could be more than `allowed` of the tile or of its
+// share of the candidate; `least` (M,) is what the candidate's divergence is at least. Of other tiles, and of a NaN, the sum.
 KERNEL ddim_refine(const double *RESTRICT eigenvalues, const double *RESTRICT weights, const double *RESTRICT levels,
                    const double *RESTRICT sums, const double *RESTRICT totals, const double *RESTRICT whole,
-                   const double *RESTRICT least, int64 size, int64 candidates, int64 steps, int64 group, int64 slices,
+                   const double *RESTRICT least, int64 size, int64 candidates, int64 steps, int64 slices,
                    int prior, int metric, double roundings, double allowed, double *RESTRICT partial) {
-    Place at = place_of_thread(size, candidates, group, slices);
+    Place at = place_of_thread(size, candidates, slices);
     if (!at.live) return;
     const double *mine = levels + at.candidate * (steps + 1);
     Doubt doubt = {sums, totals, whole, least, allowed, metric};
-    if (!doubtful(doubt, at, candidates, mine[steps], roundings)) return;
+    if (!doubtful(doubt, at, candidates, mine[steps], roundings)) {
+        keep_sum(doubt, at, candidates, partial);
+        return;
+    }
     double total = 0.0;
     ROLLED for (int64 begin = at.begin; begin < at.end; begin += at.stride)
         ROLLED for (int64 k = begin; k < begin + BATCH && k < at.end; k++)
@@ -63,8 +66,8 @@ KERNEL ddim_refine(const double *RESTRICT eigenvalues, const double *RESTRICT we
 
 // The mean's share of kl for `exact`, weights/(2 v0), and of the other priors, square/(2 v0), is not a tile sum of ratios.
 KERNEL ddim_mean_kl(const double *RESTRICT eigenvalues, const double *RESTRICT weights, const double *RESTRICT levels,
-                    int64 size, int64 candidates, int64 steps, int64 group, int64 slices, double *RESTRICT partial) {
-    Place at = place_of_thread(size, candidates, group, slices);
+                    int64 size, int64 candidates, int64 steps, int64 slices, double *RESTRICT partial) {
+    Place at = place_of_thread(size, candidates, slices);
     if (!at.live) return;
     double first = levels[at.candidate * (steps + 1)], total = 0.0;
     ROLLED for (int64 begin = at.begin; begin < at.end; begin += at.stride)
@@ -97,31 +100,31 @@ KERNEL ddim_check(const double *RESTRICT levels, const double *RESTRICT whole, i
     if (m < candidates) valid[m] = defined(levels + m * (steps + 1), steps, whole, W2) ? 1.0 : 0.0;
 }
 
-// Output variances, out (M, d); NaN where `valid` is 0. It is null where the host has checked.
+// Output variances, out (M, ...), whose rows are `row` apart; NaN where `valid` is 0. It is null where the host has checked.
 KERNEL ddim_variances(const double *RESTRICT eigenvalues, const double *RESTRICT levels, const double *RESTRICT q,
                       const double *RESTRICT p, const double *RESTRICT valid, int64 size, int64 candidates,
-                      int64 steps, int64 degree, int64 chunks, int prior, double *RESTRICT out) {
-    int64 i = thread_index(), m = i / size;
+                      int64 steps, int64 degree, int64 chunks, int prior, int64 row, double *RESTRICT out) {
+    int64 i = thread_index(), m = i / size, column = i - m * size;
     if (m >= candidates) return;
     const double *mine = levels + m * (steps + 1);
-    double x = eigenvalues[i % size];
+    double x = eigenvalues[column];
     double value = output_variance(x, mine[0], prior,
                                    gain_by_polynomials(x, q + m, p + m, candidates, (int)degree, chunks));
-    out[i] = valid == nullptr || valid[m] != 0.0 ? value : quiet_nan();
+    out[m * row + column] = valid == nullptr || valid[m] != 0.0 ? value : quiet_nan();
 }
 
-// Variances at every level, out (M, N+1, d), likewise.
+// Variances at every level, out (M, N+1, ...), likewise.
 KERNEL ddim_level_variances(const double *RESTRICT eigenvalues, const double *RESTRICT levels,
                             const double *RESTRICT valid, int64 size, int64 candidates, int64 steps, int prior,
-                            double *RESTRICT out) {
-    int64 i = thread_index(), m = i / size, column = i % size;
+                            int64 row, double *RESTRICT out) {
+    int64 i = thread_index(), m = i / size, column = i - m * size;
     if (m >= candidates) return;
     const double *mine = levels + m * (steps + 1);
-    double *mine_out = out + m * (steps + 1) * size + column;
+    double *mine_out = out + m * (steps + 1) * row + column;
     if (valid == nullptr || valid[m] != 0.0) {
-        level_variances(eigenvalues[column], mine, steps, prior, size, mine_out);
+        level_variances(eigenvalues[column], mine, steps, prior, row, mine_out);
     } else {
-        for (int64 k = 0; k <= steps; k++) mine_out[k * size] = quiet_nan();
+        for (int64 k = 0; k <= steps; k++) mine_out[k * row] = quiet_nan();
     }
 }
 
@@ -133,8 +136,8 @@ KERNEL ddim_expand_float(const double *RESTRICT levels, int64 candidates, int64 
 
 KERNEL ddim_float_sums(const double *RESTRICT eigenvalues, const double *RESTRICT weights,
                        const double *RESTRICT levels, const float *RESTRICT rows, int64 size, int64 candidates,
-                       int64 steps, int64 group, int64 slices, int prior, int metric, double *RESTRICT partial) {
-    float_slice_sum(eigenvalues, weights, levels, rows, size, candidates, steps, group, slices, prior, metric,
+                       int64 steps, int64 slices, int prior, int metric, double *RESTRICT partial) {
+    float_slice_sum(eigenvalues, weights, levels, rows, size, candidates, steps, slices, prior, metric,
                     partial);
 }
 

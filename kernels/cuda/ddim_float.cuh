@@ -79,9 +79,9 @@ DEVICE void float_losses(const float *x, const float *rows, int64 steps, int64 s
 }
 
 DEVICE void float_slice_sum(const double *eigenvalues, const double *weights, const double *levels, const float *rows,
-                            int64 size, int64 candidates, int64 steps, int64 group, int64 slices, int prior,
+                            int64 size, int64 candidates, int64 steps, int64 slices, int prior,
                             int metric, double *partial) {
-    Place at = place_of_thread(size, candidates, group, slices);
+    Place at = place_of_thread(size, candidates, slices);
     if (!at.live) return;
     const double *mine = levels + at.candidate * (steps + 1);
     FloatStart start = float_start(mine[0], prior);

@@ -214,9 +214,8 @@ DEVICE void polynomials(const double *top, const double *bottom, int64 stride, i
 // and the coefficients are read anew for each batch, else they stay in registers.
 template <int DEGREE, int CHUNKS>
 DEVICE void slice_sum(const double *eigenvalues, const double *weights, const double *levels, const double *q,
-                      const double *p, int64 size, int64 candidates, int64 steps, int64 chunks, int64 group,
-                      int64 slices, int prior, int metric, double *partial) {
-    Place at = place_of_thread(size, candidates, group, slices);
+                      const double *p, int64 size, int64 candidates, int64 steps, int64 chunks, int64 slices, int prior, int metric, double *partial) {
+    Place at = place_of_thread(size, candidates, slices);
     if (!at.live) return;
     constexpr int KEPT = CHUNKS > 0 ? CHUNKS * (DEGREE + 1) : 1;
     double kept_top[KEPT], kept_bottom[KEPT];

@@ -131,3 +131,9 @@ DEVICE bool doubtful(const Doubt &doubt, const Place &at, int64 candidates, doub
     double needed = fmax(sum - bound, doubt.least[at.candidate] * quotient(totals[0], doubt.whole[0]));
     return bound > doubt.allowed * needed;
 }
+
+// Leave a tile's sum as it is: its first slice has all of it.
+DEVICE void keep_sum(const Doubt &doubt, const Place &at, int64 candidates, double *partial) {
+    double sum = doubt.sums[at.tile * candidates + at.candidate];
+    partial[at.row * candidates + at.candidate] = at.slice == 0 ? sum : 0.0;
+}

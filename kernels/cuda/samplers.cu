@@ -25,8 +25,8 @@ KERNEL sampler_tables(const double *RESTRICT levels, const int64 *RESTRICT code,
 KERNEL sampler_sums(const double *RESTRICT eigenvalues, const double *RESTRICT weights, const double *RESTRICT mean,
                     const double *RESTRICT levels, int prior, int metric, const int64 *RESTRICT operations,
                     const double *RESTRICT coefficients, int64 length, int stochastic, int to_zero, int64 size,
-                    int64 candidates, int64 steps, int64 group, int64 slices, double *RESTRICT partial) {
-    Place at = place_of_thread(size, candidates, group, slices);
+                    int64 candidates, int64 steps, int64 slices, double *RESTRICT partial) {
+    Place at = place_of_thread(size, candidates, slices);
     if (!at.live) return;
     const double *mine = levels + at.candidate * (steps + 1);
     if (!ends_so(mine, steps, to_zero)) return;
@@ -80,18 +80,22 @@ DEVICE bool sampler_doubtful(const Doubt &doubt, const Place &at, double last, c
     return sum != sum || doubtful(doubt, at, candidates, last, count);
 }
 
-// Evaluate doubtful tiles again, for samplers without noise.
+// The sums over slices of doubtful tiles, evaluated again, and of the others the sum, for samplers without noise.
 KERNEL precise_sums(const double *RESTRICT eigenvalues, const double *RESTRICT weights, const double *RESTRICT mean,
                     const double *RESTRICT levels, int prior, int metric, const int64 *RESTRICT operations,
                     const double *RESTRICT deviations, int64 length, int noise_form, int to_zero,
                     const double *RESTRICT sums, const double *RESTRICT totals, const double *RESTRICT whole,
                     const double *RESTRICT least, const double *RESTRICT roundings, double allowed, int64 size,
-                    int64 candidates, int64 steps, int64 group, int64 slices, double *RESTRICT partial) {
-    Place at = place_of_thread(size, candidates, group, slices);
+                    int64 candidates, int64 steps, int64 slices, double *RESTRICT partial) {
+    Place at = place_of_thread(size, candidates, slices);
     if (!at.live) return;
     const double *mine = levels + at.candidate * (steps + 1);
     Doubt doubt = {sums, totals, whole, least, allowed, metric};
-    if (!ends_so(mine, steps, to_zero) || !sampler_doubtful(doubt, at, mine[steps], roundings, candidates)) return;
+    if (!ends_so(mine, steps, to_zero)) return;
+    if (!sampler_doubtful(doubt, at, mine[steps], roundings, candidates)) {
+        keep_sum(doubt, at, candidates, partial);
+        return;
+    }
     Program program = {operations, deviations + at.candidate, candidates, DEVIATION_ROW};
     bool has_mean = mean != nullptr && !infinite(mine[0]);
     State bank[MOST_REGISTERS];
@@ -114,13 +118,17 @@ KERNEL loss_sums(const double *RESTRICT eigenvalues, const double *RESTRICT weig
                  const int64 *RESTRICT reads, const double *RESTRICT defects, const double *RESTRICT extras,
                  int64 width, int to_zero, const double *RESTRICT sums, const double *RESTRICT totals,
                  const double *RESTRICT whole, const double *RESTRICT least, const double *RESTRICT roundings,
-                 double allowed, int64 size, int64 candidates, int64 steps, int64 group, int64 slices,
+                 double allowed, int64 size, int64 candidates, int64 steps, int64 slices,
                  double *RESTRICT partial) {
-    Place at = place_of_thread(size, candidates, group, slices);
+    Place at = place_of_thread(size, candidates, slices);
     if (!at.live) return;
     const double *mine = levels + at.candidate * (steps + 1);
     Doubt doubt = {sums, totals, whole, least, allowed, metric};
-    if (!ends_so(mine, steps, to_zero) || !sampler_doubtful(doubt, at, mine[steps], roundings, candidates)) return;
+    if (!ends_so(mine, steps, to_zero)) return;
+    if (!sampler_doubtful(doubt, at, mine[steps], roundings, candidates)) {
+        keep_sum(doubt, at, candidates, partial);
+        return;
+    }
     Program program = {operations, coefficients + at.candidate, candidates, ROW};
     LossTables tables = {partners, reads, defects + at.candidate, extras + at.candidate, width, candidates};
     bool has_mean = mean != nullptr && !infinite(mine[0]);
@@ -197,11 +205,11 @@ KERNEL sampler_variances(const double *RESTRICT eigenvalues, const double *RESTR
     for (int j = 0; j < WIDTH && at.begin + j < size; j++) out[at.candidate * row + at.begin + j] = values[j];
 }
 
-// Variances at every level, out (M, N+1, d); grid (N+1,): the operations that make the levels' states.
+// Variances at every level, out (M, N+1, ...), whose rows are `row` apart; grid (N+1,): the operations that make the levels' states.
 KERNEL sampler_levels(const double *RESTRICT eigenvalues, const double *RESTRICT levels, int prior,
                       const int64 *RESTRICT operations, const double *RESTRICT coefficients,
                       const int64 *RESTRICT grid, int stochastic, int to_zero, int64 size, int64 candidates,
-                      int64 steps, double *RESTRICT out) {
+                      int64 steps, int64 row, double *RESTRICT out) {
     Cell at = cell_of_thread(size);
     if (at.candidate >= candidates) return;
     const double *mine = levels + at.candidate * (steps + 1);
@@ -219,7 +227,7 @@ KERNEL sampler_levels(const double *RESTRICT eigenvalues, const double *RESTRICT
         }
         for (int j = 0; j < WIDTH && at.begin + j < size; j++) {
             double value = gain[j] * gain[j] * first_variance(lanes.x[j], mine[0], prior) + noise[j];
-            out[(at.candidate * (steps + 1) + k) * size + at.begin + j] = k == 0 && infinite(mine[0]) ? mine[0] : value;
+            out[(at.candidate * (steps + 1) + k) * row + at.begin + j] = k == 0 && infinite(mine[0]) ? mine[0] : value;
         }
     }
 }
