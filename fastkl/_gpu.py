@@ -37,7 +37,7 @@ class Chunk:
         self.prior = np.int32(PRIORS[prior])
         self.candidates, self.steps = int(levels.shape[0]), int(levels.shape[1]) - 1
         self.chunks, self.degree = polynomials(self.steps)
-        self.roundings = rounding_count(self.steps)
+        self.roundings = rounding_count(self.steps, prior)
         self.shape = np.int64(self.candidates), np.int64(self.steps)
         self._expanded: tuple[Any, Any] | None = None
 
@@ -62,7 +62,8 @@ class Chunk:
     def sums(self, metric: int, weights: Callable[[Piece], Any | None]) -> Any:
         """Return the fast kernel's sums over tiles."""
         variant = self.chunks if self.chunks <= 2 else 0
-        name = f"ddim_tile_sums_{self.degree}_{variant}"
+        family = "entropies" if metric in (METRICS["kl"], METRICS["reverse_kl"]) else "distances"
+        name = f"ddim_{family}_{self.degree}_{variant}"
 
         def evaluate(piece: Piece, partial: Any) -> None:
             self.device.launch(name, self.threads(piece), piece.eigenvalues, weights(piece), self.levels,
@@ -150,12 +151,15 @@ def polynomials(steps: int) -> tuple[int, int]:
     return chunks, max(math.ceil(steps / chunks), LEAST_DEGREE)
 
 
-def rounding_count(steps: int) -> int:
+def rounding_count(steps: int, prior: str) -> int:
     """Return the roundings of a ratio of variances, as fastkl._rounding counts them.
 
-    A division shared by eight ratios adds 14 products to each of them, squares and the target some more.
+    The division that eight ratios share leaves 15 roundings in the inverse of each denominator: seven products for that
+    of all eight, the quotient, and seven to take the others out again. With the product that makes the gain they are
+    doubled by the square, which adds one, the target and its product two: 35. For `exact` another shared division, its
+    sum and product add 17.
     """
-    return 4 * steps + 8 * polynomials(steps)[0] + 32
+    return 4 * steps + 8 * polynomials(steps)[0] + (64 if prior == "exact" else 48)
 
 
 def need_of(data: DeviceSpectrum, steps: int, slices: int, values: int = 0) -> Need:

@@ -16,6 +16,8 @@ from test_accuracy import (
 )
 
 import fastkl
+from fastkl import _gpu
+from fastkl._rounding import error_bounds
 
 
 @pytest.fixture
@@ -92,6 +94,28 @@ def test_few_huge_terms_among_tiny_ones(device, monkeypatch, rng):
     counts = np.full(1500, 1e9)
     counts[1024] = 1e-9
     assert_accurate_on_gpu(monkeypatch, eigenvalues, levels, counts=counts, metrics=("kl",))
+
+
+@pytest.mark.parametrize("prior", PRIORS)
+def test_the_bound_of_the_fast_kernel_holds(device, monkeypatch, rng, prior):
+    """Without a second evaluation the error is below what the counted roundings allow, and mostly far below."""
+    monkeypatch.setattr(_gpu, "RELATIVE_ERROR", np.inf)
+    shares = []
+    for steps in (1, 3, 8, 9, 16, 17, 60):
+        for width in (0.3, 2.0, 30.0):
+            levels = np.append(
+                np.geomspace(10.0 * (1.0 + width), 10.0, steps + 1)[:-1], rng.choice([0.0, 3.0])
+            )
+            eigenvalues = 10.0 ** rng.uniform(-3, 3, 16)
+            exact = exact_divergences(eigenvalues, levels, prior)
+            for metric in ("kl", "reverse_kl", "jeffreys"):
+                got = fastkl.divergence(eigenvalues, levels, metric, prior=prior, backend="gpu")
+                bound = error_bounds(
+                    np.array([float(exact[metric])]), 16.0, _gpu.rounding_count(steps, prior), metric
+                )[0]
+                shares.append(abs(float(got - exact[metric])) / bound)
+    assert max(shares) <= 1.0
+    assert np.median(shares) < 0.1
 
 
 def test_values_beyond_the_contract_that_validation_lets_in(device):

@@ -10,6 +10,7 @@ from device_cases import AGREEMENT, largest_difference, on_device, put_in_place
 
 import fastkl
 from fastkl._gpu_layout import Layout
+from fastkl._gpu_source import instances, unit
 
 
 @pytest.fixture
@@ -30,7 +31,7 @@ def test_divergences_agree_with_the_cpu(device, shape, schedule):
                 cpu = fastkl.divergence(spectrum, levels, metric, prior=prior, backend="cpu")
                 gpu = fastkl.divergence(spectrum, levels, metric, prior=prior, backend="gpu")
                 assert largest_difference(gpu, cpu) <= AGREEMENT, (name, prior, metric)
-    assert any(name.startswith("ddim_tile_sums_") for name in device.log)
+    assert any(name.startswith("ddim_entropies_") for name in device.log)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
@@ -48,14 +49,15 @@ def test_variances_agree_with_the_cpu(device, shape, schedule):
 def test_every_instance_of_the_fast_kernel_is_used(device):
     for steps in (*range(1, 18), 20, 24):
         levels = SCHEDULES["karras"](2, steps)
-        cpu, gpu = (
-            fastkl.divergence([3.0, 0.1, 1e-3], levels, backend=backend) for backend in ("cpu", "gpu")
-        )
-        assert largest_difference(gpu, cpu) <= AGREEMENT, steps
-    from fastkl._gpu_source import instances, unit
-
-    every = {name for name in instances(unit(emulation.FOLDER)) if name.startswith("ddim_tile_sums_")}
-    assert every == {name for name in device.log if name.startswith("ddim_tile_sums_")}
+        for metric in METRICS:
+            cpu, gpu = (
+                fastkl.divergence([3.0, 0.1, 1e-3], levels, metric, backend=b) for b in ("cpu", "gpu")
+            )
+            assert largest_difference(gpu, cpu) <= AGREEMENT, (steps, metric)
+    fast = ("ddim_entropies_", "ddim_distances_")
+    every = {name for name in instances(unit(emulation.FOLDER)) if name.startswith(fast)}
+    assert len(every) == 24
+    assert every == {name for name in device.log if name.startswith(fast)}
 
 
 @pytest.mark.parametrize("size", [1, 7, 8, 9, 31, 1023, 1024, 1025, 1032, 3000])
