@@ -82,11 +82,20 @@ class Chunk:
         self.device.launch("ddim_expand_float", self.candidates, self.levels, *self.shape, rows)
 
         def evaluate(piece: Piece, partial: Any) -> None:
-            self.device.launch("ddim_float_sums", self.threads(piece), piece.eigenvalues, piece.weights, self.levels,
-                               rows, np.int64(piece.size), *self.shape, np.int64(self.slices), self.prior,
+            arrays = (self.in_float32(array, piece) for array in (piece.eigenvalues, piece.weights))
+            self.device.launch("ddim_float_sums", self.threads(piece), *arrays, self.levels, rows,
+                               np.int64(piece.size), *self.shape, np.int64(self.slices), self.prior,
                                np.int32(metric), partial)  # fmt: skip
 
         return self.tile_sums(evaluate)
+
+    def in_float32(self, array: Any | None, piece: Piece) -> Any | None:
+        """Return an array of a piece in float32, which takes float64's units once and not for each candidate."""
+        if array is None:
+            return None
+        out = self.device.empty(piece.size, np.float32)
+        self.device.launch("to_float", piece.size, array, np.int64(piece.size), out)
+        return out
 
     def refined(self, sums: Any, metric: int) -> Any:
         """Return the sums over tiles, evaluated again where rounding may have taken too much."""

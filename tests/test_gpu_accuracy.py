@@ -174,3 +174,24 @@ def test_the_reference_agrees_too(device, rng):
             relative_error(fastkl.divergence(eigenvalues, levels, metric, backend="gpu"), exact[metric])
             <= AGREEMENT
         )
+
+
+@pytest.mark.parametrize("steps", [1, 4, 16, 100, 1000])
+def test_float32_over_the_whole_contract(device, rng, steps):
+    """Within 1e-5 where kl is at least 1e-3, also at thousands of roundings."""
+    checked = 0
+    for case in range(60 if steps <= 100 else 12):
+        levels = random_levels(rng, steps, last=0.0 if case % 2 else None)
+        if case % 3 == 0:
+            levels[0] = np.inf
+        for prior in PRIORS:
+            eigenvalues = 10.0 ** rng.uniform(-12, 12, 1)
+            kl = fastkl.divergence(eigenvalues, levels, prior=prior, backend="cpu")
+            for metric in METRICS if 1e-3 <= kl < np.inf else ():
+                checked += 1
+                expected = fastkl.divergence(eigenvalues, levels, metric, prior=prior, backend="cpu")
+                got = fastkl.divergence(
+                    eigenvalues, levels, metric, prior=prior, backend="gpu", precision="float32"
+                )
+                assert abs(got - expected) <= 1e-5 * expected, (metric, prior, kl)
+    assert checked > 20

@@ -31,6 +31,7 @@ using std::fabs;
 using std::exp;
 using std::expm1;
 using std::fma;
+using std::fmaf;
 using std::fmax;
 using std::fmin;
 using std::hypot;

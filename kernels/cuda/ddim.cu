@@ -146,7 +146,13 @@ KERNEL ddim_expand_float(const double *RESTRICT levels, int64 candidates, int64 
     if (m < candidates) expand_float(levels + m * (steps + 1), steps, candidates, rows + m);
 }
 
-KERNEL ddim_float_sums(const double *RESTRICT eigenvalues, const double *RESTRICT weights,
+// Eigenvalues or weights in float32.
+KERNEL to_float(const double *RESTRICT in, int64 size, float *RESTRICT out) {
+    int64 i = thread_index();
+    if (i < size) out[i] = (float)in[i];
+}
+
+KERNEL ddim_float_sums(const float *RESTRICT eigenvalues, const float *RESTRICT weights,
                        const double *RESTRICT levels, const float *RESTRICT rows, int64 size, int64 candidates,
                        int64 steps, int64 slices, int prior, int metric, double *RESTRICT partial) {
     float_slice_sum(eigenvalues, weights, levels, rows, size, candidates, steps, slices, prior, metric,
