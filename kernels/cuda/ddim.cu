@@ -1,4 +1,5 @@
-// Entry points for DDIM. Sizes are 64-bit; arrays that have a column for each candidate have them side by side.
+// Entry points for DDIM but the fast kernel, and for sums. Sizes are 64-bit; arrays that have a column for each candidate
+// have them side by side.
 #include "ddim_variances.cuh"
 #include "ddim_float.cuh"
 #include "sums.cuh"
@@ -11,39 +12,6 @@ KERNEL ddim_expand(const double *RESTRICT levels, int64 candidates, int64 steps,
     int64 at = chunk * (degree + 1) * candidates + m;
     expand(levels + m * (steps + 1), steps, prior, (int)degree, chunk, candidates, q + at, p + at);
 }
-
-// The divergence of each candidate over each slice of each tile, partial (tiles, slices, M); weights (d,) or null.
-#define TILE_SUMS(NAME, DEGREE, CHUNKS, ENTROPY)                                                                      \
-    KERNEL NAME(const double *RESTRICT eigenvalues, const double *RESTRICT weights, const double *RESTRICT levels,    \
-                const double *RESTRICT q, const double *RESTRICT p, int64 size, int64 candidates, int64 steps,        \
-                int64 chunks, int64 slices, int prior, int metric, double *RESTRICT partial) {                        \
-        slice_sum<DEGREE, CHUNKS, ENTROPY>(eigenvalues, weights, levels, q, p, size, candidates, steps, chunks, slices,\
-                                           prior, metric, partial);                                                   \
-    }
-TILE_SUMS(ddim_entropies_4_1, 4, 1, true)
-TILE_SUMS(ddim_entropies_5_1, 5, 1, true)
-TILE_SUMS(ddim_entropies_6_1, 6, 1, true)
-TILE_SUMS(ddim_entropies_7_1, 7, 1, true)
-TILE_SUMS(ddim_entropies_8_1, 8, 1, true)
-TILE_SUMS(ddim_entropies_5_2, 5, 2, true)
-TILE_SUMS(ddim_entropies_6_2, 6, 2, true)
-TILE_SUMS(ddim_entropies_7_2, 7, 2, true)
-TILE_SUMS(ddim_entropies_8_2, 8, 2, true)
-TILE_SUMS(ddim_entropies_6_0, 6, 0, true)
-TILE_SUMS(ddim_entropies_7_0, 7, 0, true)
-TILE_SUMS(ddim_entropies_8_0, 8, 0, true)
-TILE_SUMS(ddim_distances_4_1, 4, 1, false)
-TILE_SUMS(ddim_distances_5_1, 5, 1, false)
-TILE_SUMS(ddim_distances_6_1, 6, 1, false)
-TILE_SUMS(ddim_distances_7_1, 7, 1, false)
-TILE_SUMS(ddim_distances_8_1, 8, 1, false)
-TILE_SUMS(ddim_distances_5_2, 5, 2, false)
-TILE_SUMS(ddim_distances_6_2, 6, 2, false)
-TILE_SUMS(ddim_distances_7_2, 7, 2, false)
-TILE_SUMS(ddim_distances_8_2, 8, 2, false)
-TILE_SUMS(ddim_distances_6_0, 6, 0, false)
-TILE_SUMS(ddim_distances_7_0, 7, 0, false)
-TILE_SUMS(ddim_distances_8_0, 8, 0, false)
 
 // What each tile's sum is at least, out (tiles, M), from its rounding error; totals (tiles, COLUMNS).
 KERNEL ddim_least_sums(const double *RESTRICT sums, const double *RESTRICT totals, const double *RESTRICT levels,

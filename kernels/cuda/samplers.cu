@@ -2,6 +2,7 @@
 //
 // How a sampler steps to level 0 differs from how it steps above, so each ending has its own program: a kernel that runs
 // one leaves the candidates of the other ending alone.
+#include "ddim_losses.cuh"
 #include "expressions.cuh"
 #include "sampler_losses.cuh"
 #include "sampler_roundings.cuh"
