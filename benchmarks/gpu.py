@@ -47,16 +47,16 @@ from typing import Any
 
 import machine
 import numpy as np
+from gpu_checks import AGREEMENT, agreement, small_problems
 
 import fastkl
-from fastkl import _gpu_device, samplers
+from fastkl import _gpu_device
 
 sys.path.append(str(machine.ROOT / "tests"))
 import cases
 
 RESULTS = Path(__file__).resolve().parent / "results"
 COSTS = machine.ROOT / "fastkl" / "data" / "gpu_costs.json"
-AGREEMENT = 1e-12
 SIZES, COUNTS, STEPS = (10**4, 10**5, 10**6, 10**7), (1, 10, 100, 1000, 10**4, 10**5), (4, 10, 16, 100)
 MOST_PAIRS = 1e12  # of one timing: a quarter of a second on an H100, so that all are over in a minute or two
 LONG, LONG_ROUNDS = 0.02, 3  # seconds of a call from which on it is repeated less often
@@ -65,66 +65,6 @@ CONTRACT = (10**6, 1000, 16)  # d, M, N
 KINDS = ("plain", "counts", "near")
 TOOLS = ("memcheck", "initcheck", "racecheck")
 TOOL_SECONDS = 180
-
-
-def difference(got: Any, expected: Any) -> float:
-    """Return the largest relative difference; equal infinities differ by 0, a NaN by inf."""
-    got, expected = np.asarray(got), np.asarray(expected)
-    with np.errstate(all="ignore"):
-        error = np.where(got == expected, 0.0, np.abs(got / expected - 1.0))
-    return float(np.where(np.isnan(error), np.inf, error).max())
-
-
-def on_both(function: Callable[..., Any], *arguments: Any, **options: Any) -> float:
-    """Return how much a call's results on the GPU and on the CPU differ."""
-    return difference(*(function(*arguments, backend=backend, **options) for backend in ("gpu", "cpu")))
-
-
-def agreement() -> dict[str, float]:
-    """Return the largest difference from the CPU for each metric, function and sampler over the case table."""
-    worst: dict[str, float] = {}
-
-    def note(name: str, value: float) -> None:
-        worst[name] = max(worst.get(name, 0.0), value)
-
-    for shape, make, prior in itertools.product(
-        cases.SMALL_SHAPES.values(), cases.SPECTRA.values(), cases.PRIORS
-    ):
-        spectrum = fastkl.Spectrum(**make(shape[0]))
-        for schedule in cases.SCHEDULES.values():
-            levels = schedule(*shape[1:])
-            for metric in cases.METRICS:
-                note(metric, on_both(fastkl.divergence, spectrum, levels, metric, prior=prior))
-            for function in (fastkl.output_variance, fastkl.trajectory):
-                note(function.__name__, on_both(function, spectrum, levels, prior=prior))
-    for name in samplers.names():
-        for schedule, steps, size in (("karras", 6, 1030), ("fine", 6, 7)):
-            levels = cases.SCHEDULES[schedule](3, steps)
-            if samplers.get(name).above_zero and levels[0, -1] == 0.0:
-                levels = levels[:, :-1]
-            spectrum = fastkl.Spectrum(**cases.with_mean(size))
-            for function in (fastkl.divergence, fastkl.output_variance):
-                note(name, on_both(function, spectrum, levels, sampler=name))
-            gpu, cpu = (fastkl.trajectory(spectrum, levels, name, backend=b) for b in ("gpu", "cpu"))
-            note(name, difference(gpu[:, -1], cpu[:, -1]))
-            note(name, cases.variance_difference(gpu, cpu, spectrum.eigenvalues, levels))
-    return worst
-
-
-def small_problems() -> None:
-    """Run every kernel on problems with tails: what compute-sanitizer looks at."""
-    for (size, count), steps in itertools.product(((1, 1), (9, 33), (1033, 2)), (1, 4, 9, 17)):
-        spectrum = fastkl.Spectrum(**cases.with_mean(size))
-        for schedule, metric in itertools.product(("karras", "fine"), cases.METRICS):
-            levels = cases.SCHEDULES[schedule](count, steps)
-            fastkl.divergence(spectrum, levels, metric, prior="exact", backend="gpu")
-            fastkl.divergence(spectrum, levels, metric, backend="gpu", precision="float32")
-        for function, sampler in itertools.product(
-            (fastkl.output_variance, fastkl.trajectory), ("ddim", "heun", "euler_ancestral")
-        ):
-            function(spectrum, cases.karras(count, 5), sampler=sampler, backend="gpu")
-        for sampler, schedule in itertools.product(("heun", "unipc_3", "sde_dpmpp_2m"), ("karras", "fine")):
-            fastkl.divergence(spectrum, cases.SCHEDULES[schedule](count, 5), sampler=sampler, backend="gpu")
 
 
 def sanitizer_missing() -> dict[str, str]:
