@@ -16,13 +16,13 @@ Predictions, written before anything was measured (H100 SXM: 132 multiprocessors
 16.7e12 multiply-adds/s; 3.35e12 bytes/s). For `kl`, d = 1e6, M = 1000, N = 16:
 
 - floor: 2 x 16 multiply-adds for each of 1e9 ratios, 1.9 ms; bytes: 8 MB of eigenvalues and 31 MB of sums, nothing;
-- in the code that nvcc 13.0 makes for sm_90 of `ddim_entropies_8_2` a warp's batch of 8 ratios, all far from 1 and with
-  a last level of 0, has 485 issued instructions (528 from NVRTC 13.5), 342 of them float64, of which 256 are those
-  multiply-adds. Float64 issues every other cycle, so its pipe allows at most 256/342 = 74.9 % of the multiply-add rate;
-  the other 143 fit the 342 slots in between. Expected 60 to 65 %, about 3 ms. (504 and 364 before, at first 783 and
+- in the code that nvcc 13.0 makes for sm_90 of `ddim_entropies_16_1` a warp's batch of 8 ratios, all far from 1 and
+  with a last level of 0, has 446 issued instructions (478 from NVRTC 13.5), 326 of them float64, of which 256 are those
+  multiply-adds. Float64 issues every other cycle, so its pipe allows at most 256/326 = 78.5 % of the multiply-add rate;
+  the other 120 fit the 326 slots in between. Expected 63 to 68 %, 2.8 to 3 ms. (504 and 364 before, at first 783 and
   396.) A batch with ratios near 1 takes a logarithm for each of those besides;
-- 210 registers (238): 2 blocks of 128 threads a multiprocessor, 2 warps a scheduler with 16 independent chains each,
-  enough to hide the latency of a multiply-add. Three blocks, 168 registers, spill with NVRTC 13.5 and for sm_80;
+- 196 registers: 2 blocks of 128 threads a multiprocessor, 2 warps a scheduler with 16 independent chains each, enough
+  to hide the latency of a multiply-add. Three blocks, 168 registers, would spill 20 to 56 bytes of most instances;
 - other kernels of the call (polynomials 30 us, sums 20 us, the check of rounding errors 30 us): under 0.1 ms;
 - CuPy elementwise moves about 5 x 16 bytes x 16 steps for each ratio: 1.3e12 bytes, 0.4 s, about 100 times as long;
 - one candidate on d = 1e7: 80 MB at 3.35e12 bytes/s is 24 us, arithmetic 40 us, a dozen launches 50 us: about 0.1 ms;

@@ -20,7 +20,7 @@ __all__ = ["Chunk", "divergence", "mean_term", "on_device", "output_variance", "
 
 Array = NDArray[np.float64]
 
-MAX_DEGREE, LEAST_DEGREE = 8, 4
+MAX_DEGREE, LEAST_DEGREE, WIDEST = 8, 4, 16
 
 
 class Chunk:
@@ -37,19 +37,20 @@ class Chunk:
         self.prior = np.int32(PRIORS[prior])
         self.candidates, self.steps = int(levels.shape[0]), int(levels.shape[1]) - 1
         self.chunks, self.degree = polynomials(self.steps)
+        self.narrow = narrow_polynomials(self.steps)
         self.roundings = rounding_count(self.steps, prior)
         self.shape = np.int64(self.candidates), np.int64(self.steps)
-        self._expanded: tuple[Any, Any] | None = None
+        self._expanded: dict[tuple[int, int], tuple[Any, Any]] = {}
 
-    def expanded(self) -> tuple[Any, Any]:
+    def expanded(self, chunks: int, degree: int) -> tuple[Any, Any]:
         """Return the coefficients of Q and P, (chunks, degree + 1, M)."""
-        if self._expanded is None:
-            shape = self.chunks, self.degree + 1, self.candidates
+        if (chunks, degree) not in self._expanded:
+            shape = chunks, degree + 1, self.candidates
             q, p = self.device.empty(shape), self.device.empty(shape)
-            self.device.launch("ddim_expand", self.chunks * self.candidates, self.levels, *self.shape, self.prior,
-                               np.int64(self.degree), np.int64(self.chunks), q, p)  # fmt: skip
-            self._expanded = q, p
-        return self._expanded
+            self.device.launch("ddim_expand", chunks * self.candidates, self.levels, *self.shape, self.prior,
+                               np.int64(degree), np.int64(chunks), q, p)  # fmt: skip
+            self._expanded[chunks, degree] = q, p
+        return self._expanded[chunks, degree]
 
     def tile_sums(self, evaluate: Callable[[Piece, Any], None]) -> Any:
         """Return sums (tiles, M) of what evaluate(piece, partial) writes for each slice."""
@@ -61,14 +62,15 @@ class Chunk:
 
     def sums(self, metric: int, weights: Callable[[Piece], Any | None]) -> Any:
         """Return the fast kernel's sums over tiles."""
-        variant = self.chunks if self.chunks <= 2 else 0
         family = "entropies" if metric in (METRICS["kl"], METRICS["reverse_kl"]) else "distances"
-        name = f"ddim_{family}_{self.degree}_{variant}"
+        name = f"ddim_{family}_{self.degree}_{self.chunks if self.chunks == 1 else 0}"
 
         def evaluate(piece: Piece, partial: Any) -> None:
             self.device.launch(name, self.threads(piece), piece.eigenvalues, weights(piece), self.levels,
-                               *self.expanded(), np.int64(piece.size), *self.shape, np.int64(self.chunks),
-                               np.int64(self.slices), self.prior, np.int32(metric), partial)  # fmt: skip
+                               *self.expanded(self.chunks, self.degree), *self.expanded(*self.narrow),
+                               self.data.totals[piece.rows], np.int64(piece.size), *self.shape,
+                               np.int64(self.narrow[0]), np.int64(self.slices), self.prior, np.int32(metric),
+                               partial)  # fmt: skip
 
         def evaluate_mean_kl(piece: Piece, partial: Any) -> None:
             self.device.launch("ddim_mean_kl", self.threads(piece), piece.eigenvalues, weights(piece), self.levels,
@@ -145,8 +147,9 @@ class Chunk:
     def variances(self, piece: Piece, out: Any, row: int, valid: Any | None = None) -> None:
         """Write a piece's output variances to out, rows of length `row`; NaN for candidates that are not valid."""
         self.device.launch("ddim_variances", self.candidates * piece.size, piece.eigenvalues, self.levels,
-                           *self.expanded(), valid, np.int64(piece.size), *self.shape, np.int64(self.degree),
-                           np.int64(self.chunks), self.prior, np.int64(row), out)  # fmt: skip
+                           *self.expanded(*self.narrow), valid, np.int64(piece.size), *self.shape,
+                           np.int64(self.narrow[1]), np.int64(self.narrow[0]), self.prior, np.int64(row),
+                           out)  # fmt: skip
 
     def level_variances(self, piece: Piece, out: Any, row: int, valid: Any | None = None) -> None:
         """Write a piece's variances at every level to out, likewise."""
@@ -155,8 +158,21 @@ class Chunk:
 
 
 def polynomials(steps: int) -> tuple[int, int]:
-    """Return how many chunks of a schedule there are, and their length; short schedules share a kernel."""
+    """Return how many chunks of a schedule there are, and their length; short schedules share a kernel.
+
+    Up to WIDEST steps are one chunk for eigenvalues and levels whose products neither over- nor underflow; what the
+    kernel takes for others is as `narrow_polynomials` has it.
+    """
+    if MAX_DEGREE < steps <= WIDEST:
+        return 1, 2 * math.ceil(steps / 2)
+    return narrow_polynomials(steps)
+
+
+def narrow_polynomials(steps: int) -> tuple[int, int]:
+    """Return number and length of chunks that suit all eigenvalues and levels."""
     chunks = math.ceil(steps / MAX_DEGREE)
+    if MAX_DEGREE < steps <= WIDEST:
+        return chunks, MAX_DEGREE  # one length for all, for the kernel takes them seldom
     return chunks, max(math.ceil(steps / chunks), LEAST_DEGREE)
 
 
@@ -168,13 +184,15 @@ def rounding_count(steps: int, prior: str) -> int:
     doubled by the square, which adds one, the target and its product two: 35. For `exact` another shared division, its
     sum and product add 17.
     """
-    return 4 * steps + 8 * polynomials(steps)[0] + (64 if prior == "exact" else 48)
+    return 4 * steps + 8 * narrow_polynomials(steps)[0] + (64 if prior == "exact" else 48)
 
 
 def need_of(data: DeviceSpectrum, steps: int, slices: int, values: int = 0) -> Need:
     """Return what chunks need: polynomials, sums over tiles and slices, and `values` results for each eigenvalue."""
-    chunks, degree = polynomials(steps)
-    candidate = 8 * (2 * chunks * (degree + 1) + 4 * data.tiles + 2 * steps + 16)
+    coefficients = sum(
+        chunks * (degree + 1) for chunks, degree in (polynomials(steps), narrow_polynomials(steps))
+    )
+    candidate = 8 * (2 * coefficients + 4 * data.tiles + 2 * steps + 16)
     return Need(candidate, 8 * (slices + TILE * values), data.streamed_bytes + 8 * TILE, data.tiles)
 
 

@@ -17,7 +17,7 @@ __all__ = ["DeviceSpectrum", "Piece", "column_sums", "group_sums", "stacked_sum"
 
 Array = NDArray[np.float64]
 
-STRIPES, COLUMNS = 32, 4  # of a spectrum's totals
+STRIPES, COLUMNS = 32, 5  # of a spectrum's totals
 GROUP = 64  # rows added by one thread
 PREPARED = 1 << 14  # tiles whose totals are made at a time: 16 MiB
 

@@ -149,6 +149,49 @@ def test_full_batches_of_the_most_extreme_ratios(device, prior, metric):
             assert largest_difference(gpu, cpu) <= 1e-9, (eigenvalues, levels)
 
 
+@pytest.mark.parametrize("prior", PRIORS)
+def test_one_chunk_of_sixteen_steps_up_to_the_edges_of_what_is_tame(device, monkeypatch, prior):
+    """Products of 16 of the largest and of the smallest numbers that are let into one chunk, and just beyond."""
+    for steps in (9, 12, 16):
+        for low, high in (
+            (2.0**-30, 2.0**30),
+            (2.0**-30 * 0.999, 1.0),
+            (1.0, 2.0**30 * 1.001),
+            (2.0**29.9, 2.0**30),
+        ):
+            levels = np.geomspace(high, low, steps + 1)
+            levels[0], levels[-1] = high, low  # exactly
+            for values in (
+                [2.0**60, 2.0**-60],
+                [2.0**60],
+                [2.0**-60],
+                [2.0**60 * 1.001, 1.0],
+                [2.0**-60 * 0.999, 1.0],
+            ):
+                for some in (levels, np.append(levels[:-1], 0.0), np.append(np.inf, levels[1:])):
+                    for metric in METRICS:
+                        cpu, gpu = (
+                            fastkl.divergence(values, some, metric, prior=prior, backend=b)
+                            for b in ("cpu", "gpu")
+                        )
+                        assert np.isfinite(cpu)
+                        assert largest_difference(gpu, cpu) <= 1e-9, (values, some)
+    for eigenvalue in (1e-12, 1.0, 1e12):
+        assert_accurate_on_gpu(monkeypatch, [eigenvalue], np.geomspace(1e5, 1e-4, 17), prior)
+
+
+def test_wild_eigenvalues_and_levels_beside_tame_ones(device):
+    """A tile with one eigenvalue that is not tame, and one candidate, take the narrow chunks; the others do not."""
+    eigenvalues = np.geomspace(1e-3, 1e3, 2500)
+    eigenvalues[[5, 2000]] = 1e-25, 1e25
+    levels = np.stack(
+        [np.geomspace(80.0, 0.01, 17), np.geomspace(1e12, 1e-12, 17), np.geomspace(3.0, 0.1, 17)]
+    )
+    for metric in METRICS:
+        cpu, gpu = (fastkl.divergence(eigenvalues, levels, metric, backend=b) for b in ("cpu", "gpu"))
+        assert largest_difference(gpu, cpu) <= AGREEMENT, metric
+
+
 @pytest.mark.parametrize("metric", METRICS)
 def test_batches_with_one_ratio_near_1_or_none(device, metric):
     """One eigenvalue of a batch is where the prior and the steps cancel, or none is, or all are near there."""

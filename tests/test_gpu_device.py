@@ -92,7 +92,7 @@ def test_the_loader_says_how_the_kernels_came(tmp_path, monkeypatch):
     (tmp_path / "built.json").write_text(json.dumps({"digest": digest(SOURCE), "files": [name]}))
     device = fake_device(90)
     device.function("group_sums")
-    device.function("ddim_entropies_8_2")
+    device.function("ddim_entropies_16_1")
     assert [module.made for module in device.loaded] == [{"path": str(tmp_path / name)}]
     assert device.how == f"compiled ahead of time ({name})"
     assert name in _gpu_device.ahead_of_time_files()
@@ -112,14 +112,14 @@ def test_a_first_call_compiles_what_it_needs():
             "spectrum_totals",
             "group_sums",
             "ddim_expand",
-            "ddim_entropies_8_2",
+            "ddim_entropies_16_1",
             "ddim_refine",
             "ddim_finish",
         ):
             device.function(name)
     sources = [module.made["code"] for module in device.loaded]
-    assert sources == [PARTS["group_sums"], PARTS["ddim_entropies_8_2"]]
-    assert instances(sources[1]) == ["ddim_entropies_8_2"]
+    assert sources == [PARTS["group_sums"], PARTS["ddim_entropies_16_1"]]
+    assert instances(sources[1]) == ["ddim_entropies_16_1"]
 
 
 def test_every_kernel_is_in_its_part():

@@ -2,13 +2,13 @@
 // Divergence and output variance of DDIM by Horner's rule: twin of fastkl.kernels.ddim_horner.
 //
 // Two fused multiply-adds per (eigenvalue, step). Chunks have at most MAX_DEGREE steps, so that for any eigenvalues and
-// levels that are let in no polynomial overflows. Between chunks numerator and denominator are divided by the same power
+// levels that are let in no polynomial overflows; one chunk of up to WIDEST does for those that are tame. Between chunks numerator and denominator are divided by the same power
 // of two, on the integer units: what is above 0 of their ratio at any level is within [2^-200, 2^200], so neither leaves
 // the range of float64. The one division of a ratio is shared by a batch of BATCH.
 #include "geometry.cuh"
 #include "pairs.cuh"
 
-constexpr int MAX_DEGREE = 8;
+constexpr int MAX_DEGREE = 8, WIDEST = 16;
 constexpr int BELOW_1 = 0x3FEE0000, ABOVE_1 = 0x3FF10000;  // high words of 15/16 and 17/16
 
 DEVICE double start_deviation(double first, int prior) {
@@ -30,7 +30,7 @@ DEVICE void multiply_by_factor(Pair *c, int degree, int used, double slope, doub
 // Write the coefficients of Q and P of one chunk; q and p have the candidates side by side.
 DEVICE void expand(const double *levels, int64 steps, int prior, int degree, int64 chunk, int64 stride, double *q,
                    double *p) {
-    Pair upper[MAX_DEGREE + 1], lower[MAX_DEGREE + 1];
+    Pair upper[WIDEST + 1], lower[WIDEST + 1];
     for (int k = 0; k <= degree; k++) upper[k] = lower[k] = {0.0, 0.0};
     upper[degree].high = chunk == 0 ? start_deviation(levels[0], prior) : 1.0;
     lower[degree].high = 1.0;
@@ -215,13 +215,21 @@ DEVICE void polynomials(const double *top, const double *bottom, int64 stride, i
     }
 }
 
+// Whether a candidate's levels, but for inf and 0, have tame squares.
+DEVICE bool tame_levels(const double *levels, int64 steps) {
+    double first = infinite(levels[0]) ? levels[1] : levels[0], last = levels[steps] > 0.0 ? levels[steps] : levels[steps - 1];
+    return tame(first * first) && (infinite(last) || tame(last * last));
+}
+
 // One candidate's divergence over one slice of a tile. CHUNKS of DEGREE steps; with CHUNKS 0 their number is `chunks`
-// and the coefficients are read anew for each batch, else they stay in registers. ENTROPY is for kl and reverse_kl, whose
+// and the coefficients are read anew for each batch, else they stay in registers. Of a chunk of more than MAX_DEGREE
+// steps `narrow_q` and `narrow_p` have the same in `chunks` of MAX_DEGREE, for what is not tame. ENTROPY is for kl and reverse_kl, whose
 // kernel so needs no registers for what the other metrics do.
 template <int DEGREE, int CHUNKS, bool ENTROPY>
 DEVICE void slice_sum(const double *eigenvalues, const double *weights, const double *levels, const double *q,
-                      const double *p, int64 size, int64 candidates, int64 steps, int64 chunks, int64 slices, int prior,
-                      int metric, double *partial) {
+                      const double *p, const double *narrow_q, const double *narrow_p, const double *totals, int64 size,
+                      int64 candidates, int64 steps, int64 chunks, int64 slices, int prior, int metric,
+                      double *partial) {
     Place at = place_of_thread(size, candidates, slices);
     if (!at.live) return;
     constexpr int KEPT = CHUNKS > 0 ? CHUNKS * (DEGREE + 1) : 1;
@@ -235,6 +243,9 @@ DEVICE void slice_sum(const double *eigenvalues, const double *weights, const do
             kept_bottom[k] = bottom[k * candidates];
         }
     }
+    const double *narrow_top = (inverse ? narrow_p : narrow_q) + at.candidate;
+    const double *narrow_bottom = (inverse ? narrow_q : narrow_p) + at.candidate;
+    bool wild = DEGREE > MAX_DEGREE && !(tame_levels(mine, steps) && totals[at.tile * COLUMNS + 4] == 0.0);
     double last_square = mine[steps] * mine[steps];
     double start = prior == EXACT && !infinite(mine[0]) ? mine[0] * mine[0] : -1.0;
     double deviation = start_deviation(mine[0], prior), total = 0.0;
@@ -242,8 +253,12 @@ DEVICE void slice_sum(const double *eigenvalues, const double *weights, const do
     for (int64 begin = at.begin; begin < at.end; begin += at.stride) {
         double x[BATCH], u[BATCH], v[BATCH];
         read_batch(eigenvalues, begin, at.end, x);
-        polynomials<DEGREE, CHUNKS>(CHUNKS > 0 ? kept_top : top, CHUNKS > 0 ? kept_bottom : bottom, candidates, chunks,
-                                    x, u, v);
+        if (wild) {
+            polynomials<MAX_DEGREE, 0>(narrow_top, narrow_bottom, candidates, chunks, x, u, v);
+        } else {
+            polynomials<DEGREE, CHUNKS>(CHUNKS > 0 ? kept_top : top, CHUNKS > 0 ? kept_bottom : bottom, candidates,
+                                        chunks, x, u, v);
+        }
         if (inverse) inverse_ratios(x, u, v, last_square, start);
         if (ENTROPY) {
             if (metric == REVERSE_KL) {

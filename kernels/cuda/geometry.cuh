@@ -9,7 +9,12 @@
 #include "arithmetic.cuh"
 
 constexpr int BATCH = 8;
-constexpr int COLUMNS = 4;  // totals of a tile: weight; weight times eigenvalue; eigenvalues that break the rules; zeros
+// Totals of a tile: weight; weight times eigenvalue; eigenvalues that break the rules; zeros; eigenvalues that are not tame.
+constexpr int COLUMNS = 5;
+// A number within [1/TAME, TAME]: products of 16 such eigenvalues plus squares of levels neither over- nor underflow.
+constexpr double TAME = 1152921504606846976.0;  // 2^60
+
+DEVICE bool tame(double x) { return x >= 1.0 / TAME && x <= TAME; }
 
 struct Place {
     int64 candidate, tile, slice, begin, end, stride, row;

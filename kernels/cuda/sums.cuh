@@ -19,12 +19,13 @@ DEVICE void tile_totals(const double *eigenvalues, const double *weights, int64 
     int64 i = thread_index(), begin = i / STRIPES * TILE;
     if (begin >= size) return;
     int64 end = begin + TILE < size ? begin + TILE : size;
-    double weight = 0.0, variance = 0.0, bad = 0.0, zeros = 0.0;
+    double weight = 0.0, variance = 0.0, bad = 0.0, zeros = 0.0, wild = 0.0;
     for (int64 k = begin + i % STRIPES; k < end; k += STRIPES) {
         double x = eigenvalues[k], w = weights != nullptr ? weights[k] : 1.0;
         weight += w;
         variance += w * x;
         zeros += x == 0.0 ? 1.0 : 0.0;
+        wild += tame(x) ? 0.0 : 1.0;
         bad += x == 0.0 || (x >= SMALLEST_VARIANCE && x <= LARGEST_VARIANCE) ? 0.0 : 1.0;
     }
     double *row = out + i * COLUMNS;
@@ -32,6 +33,7 @@ DEVICE void tile_totals(const double *eigenvalues, const double *weights, int64 
     row[1] = variance;
     row[2] = bad;
     row[3] = zeros;
+    row[4] = wild;
 }
 
 // The least eigenvalue of a tile.
