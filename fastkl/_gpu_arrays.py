@@ -113,6 +113,11 @@ class DeviceCall:
         """Return an array as `run` does, for any sampler; write(its chunk, rows) fills it."""
         refuse_few_steps(sampler, int(self.levels.shape[1]) - 1)
         rule = get(sampler)
+        if rule.check is not None and rule.allowed is None:
+            raise ValueError(
+                f"sampler = {sampler!r}: its check needs the values of sigmas, which a GPU is not asked for; it must "
+                f"say what is `allowed`, or take arrays of the host"
+            )
 
         def filled() -> Any:
             out = self.device.empty((int(self.levels.shape[0]), *shape))

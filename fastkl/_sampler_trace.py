@@ -97,11 +97,11 @@ class Symbol:
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, out: Any = None) -> Any:
         """Record a NumPy function of elements; `out` is a table's element."""
-        if method != "__call__":
-            return NotImplemented
-        values = [plain(value) for value in inputs]
         special = {"square": lambda x: x * x, "negative": lambda x: -x, "power": lambda x, y: x**y}
         name = ufunc.__name__
+        if method != "__call__" or not (name in special or name in CODE or name in SWAPPED):
+            return NotImplemented
+        values = [plain(value) for value in inputs]
         result = special[name](*values) if name in special else self.recorder.record(name, *values)
         if out is None:
             return result
@@ -115,7 +115,7 @@ class Symbol:
             return self.recorder.record("where", *(plain(value) for value in arguments))
         if name == "full_like":
             return float(arguments[1])
-        return {"zeros_like": 0.0, "ones_like": 1.0}[name]
+        return {"zeros_like": 0.0, "ones_like": 1.0}.get(name, NotImplemented)
 
 
 class SymbolicLevels:

@@ -123,12 +123,11 @@ def divergence(
     for each of the d M evaluations of the network, four to seven times as much where more digits are needed, with the
     same bound on the error (a sampler that happens to cancel the prior's mismatch loses as many digits as that
     cancels). Memory beyond arguments and result: at most about 50 MB; on a GPU up to half of what is free there but
-    at most 1 GiB, and the copies of a `Spectrum`, one for each of the four streams that used it last. Relative
-    error: below 1e-10 for eigenvalues in [1e-12, 1e12], non-zero sigmas in [1e-4, 1e5] and N <= 1000, down to
-    divergences of 1e-12 and less; below 1e-12 is usual. A non-zero mean of the data adds e^2/(2v), e^2/(2t), their
-    sum, or e^2 (e the mean's error at the last level, v the output and t the target variance). A single step from
-    inf to 0 returns no variance at all: inf,
-    except for ``w2``.
+    at most 1 GiB, and the copies of a `Spectrum`, one for each of the four streams that used it last (one for which
+    there is no room is copied piece by piece in each call). Relative error: below 1e-10 for eigenvalues in [1e-12,
+    1e12], non-zero sigmas in [1e-4, 1e5] and N <= 1000, down to divergences of 1e-12 and less; below 1e-12 is usual. A
+    non-zero mean of the data adds e^2/(2v), e^2/(2t), their sum, or e^2 (e the mean's error at the last level, v the
+    output and t the target variance). A single step from inf to 0 returns no variance at all: inf, except for ``w2``.
 
     References
     ----------

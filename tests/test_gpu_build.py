@@ -142,6 +142,12 @@ for size, count in ((1, 1), (7, 2), (9, 33), (1024, 3), (1033, 1), (2055, 5)):
             levels = SCHEDULES[name](count, 5)
             for function in (fastkl.divergence, fastkl.output_variance, fastkl.trajectory):
                 function(spectrum, levels, sampler=sampler, backend="gpu")
+                arrays = map(emulation.HostArray, (np.array(spectrum.eigenvalues), levels))
+                function(*arrays, sampler=sampler)
+device.claimed = 30_000  # pieces
+for sampler in ("ddim", "heun", "euler_ancestral"):
+    for function in (fastkl.divergence, fastkl.output_variance, fastkl.trajectory):
+        function(spectrum, SCHEDULES["fine"](5, 16), sampler=sampler, backend="gpu")
 """
 # One row too many: what the sanitizer is there for.
 WRONG = """
