@@ -113,8 +113,16 @@ class Copies:
         data: DeviceSpectrum = self.made(device, [eigenvalues, weights], make, lambda made: made.resident)
         if mean is None:
             return data
-        there = data.resident and self._if_room(device, [mean], lambda: self.uploaded(device, mean))
-        return (data if there else DeviceSpectrum(device, eigenvalues, weights)).with_mean(there or mean)
+        if data.resident:
+            there = self.made(
+                device,
+                [mean],
+                lambda: self._if_room(device, [mean], lambda: device.upload(mean)),
+                lambda made: made is not None,
+            )
+            if there is not None:
+                return data.with_mean(there)
+        return DeviceSpectrum(device, eigenvalues, weights).with_mean(mean)
 
     def _if_room(self, device: Any, arrays: list[Array | None], make: Callable[[], Any]) -> Any | None:
         """Return make(), or None where the free memory is too small for copies of these arrays."""

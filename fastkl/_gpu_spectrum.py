@@ -59,7 +59,7 @@ class DeviceSpectrum:
                           np.int64(piece.size), striped)  # fmt: skip
             group_sums(device, striped, STRIPES, self.totals[piece.rows])
         self.whole = column_sums(device, self.totals)
-        self._least: Any | None = None
+        self._least: tuple[Any, Any] | None = None
 
     def pieces(self, length: int) -> Iterator[Piece]:
         """Yield all tiles, `length` at a time."""
@@ -100,8 +100,9 @@ class DeviceSpectrum:
             for piece in self.pieces(PREPARED):
                 self._device.launch("tile_least", piece.tiles, piece.eigenvalues, np.int64(piece.size),
                                     least[piece.rows])  # fmt: skip
-            self._least = least
-        return self._least
+            self._least = least, self._device.mark()
+        self._device.wait(self._least[1])  # a stream of the same number may have made it
+        return self._least[0]
 
 
 def group_sums(device: Any, array: Any, length: int, out: Any | None = None) -> Any:

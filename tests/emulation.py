@@ -114,6 +114,11 @@ class HostArray:
     def __array__(self, *_, **__):
         raise TypeError("implicit conversion to NumPy")
 
+    def __bool__(self):
+        raise TypeError("the truth of an array waits for its values")
+
+    __len__ = __iter__ = __float__ = __int__ = __bool__
+
 
 class HostDevice:
     """A device of `memory` bytes on the host. `log` has the launches, `failures` how often memory ran out."""
