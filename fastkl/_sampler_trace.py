@@ -36,7 +36,7 @@ class Recorder:
         if name in SWAPPED:
             name, operands = SWAPPED[name], operands[::-1]
         operands = tuple(value if isinstance(value, Symbol) else float(value) for value in operands)
-        if name == "add" and 0.0 in operands[:1]:
+        if name == "add" and not isinstance(operands[0], Symbol) and operands[0] == 0.0:
             return operands[1]  # tables begin with zeros
         parts = tuple(("node", value.index) if isinstance(value, Symbol) else value for value in operands)
         key = CODE[name], *(repr(part) for part in parts)
@@ -82,6 +82,14 @@ class Symbol:
     __lt__, __le__ = operator("less"), operator("less_equal")
     __gt__, __ge__ = operator("greater"), operator("greater_equal")
     __and__ = operator("logical_and")
+    __hash__ = None  # type: ignore[assignment]
+
+    def __eq__(self, other: Any) -> Any:
+        """Record whether two numbers are equal: Python's own answer would be that a symbol never is."""
+        return (self <= other) & (self >= other)
+
+    def __ne__(self, other: Any) -> Any:
+        return self.recorder.record("where", self == other, 0.0, 1.0)
 
     def __neg__(self) -> Any:
         return self.recorder.record("multiply", -1.0, self)
@@ -97,7 +105,8 @@ class Symbol:
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, out: Any = None) -> Any:
         """Record a NumPy function of elements; `out` is a table's element."""
-        special = {"square": lambda x: x * x, "negative": lambda x: -x, "power": lambda x, y: x**y}
+        special = {"square": lambda x: x * x, "negative": lambda x: -x, "power": lambda x, y: x**y,
+                   "equal": lambda x, y: x == y, "not_equal": lambda x, y: x != y}  # fmt: skip
         name = ufunc.__name__
         if method != "__call__" or not (name in special or name in CODE or name in SWAPPED):
             return NotImplemented

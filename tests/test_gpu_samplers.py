@@ -122,9 +122,10 @@ def test_instructions_do_what_numpy_does(device, rng):
     functions = [
         np.sqrt, np.exp, np.expm1, np.log, np.log1p, np.abs, np.square, np.negative, np.isinf, np.isfinite,
         np.hypot, np.maximum, np.minimum, np.add, np.subtract, np.multiply, np.divide, np.less, np.less_equal,
-        np.greater, np.greater_equal,
+        np.greater, np.greater_equal, np.equal, np.not_equal,
         lambda x: x**3, lambda x: x**2, lambda x: x**1, lambda x: x**0.5, lambda x: 2.0 - x, lambda x: 1.0 / x,
         lambda x, y: np.where(x < y, x, 2.0 * y), lambda x, y: (x < y) & (y < 3.0),
+        lambda x: np.where(x == 1.0, 3.0, x), lambda x: np.where(x != 1.0, x, 3.0), lambda x, y: x == y,
         lambda x: np.zeros_like(x) + np.ones_like(x) + np.full_like(x, 0.1) + x,
     ]  # fmt: skip
     special = [0.0, np.inf, 1.0, 1e-300, 1e300, 0.5]
