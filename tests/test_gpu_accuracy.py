@@ -238,3 +238,21 @@ def test_float32_over_the_whole_contract(device, rng, steps):
                 )
                 assert abs(got - expected) <= 1e-5 * expected, (metric, prior, kl)
     assert checked > 20
+
+
+@pytest.mark.parametrize("prior", ["vp", "flow"])
+def test_float32_where_the_prior_takes_back_a_large_loss(device, prior):
+    """Losses up to 1e6 that a first level below 1 cancels: nothing that float32 could form 1/r - 1 from."""
+    checked = 0
+    for levels in ([1e-3, 0.0], [1e-2, 0.0], [1e-2, 1e-3, 0.0], [0.5, 0.02, 0.0], [1e-2, 3e-4]):
+        values = np.geomspace(1e-12, 0.1 * levels[0] ** 2, 400)
+        ratio = (values + levels[-1] ** 2) / fastkl.output_variance(values, levels, prior=prior)
+        for eigenvalue in values[(ratio > 0.5) & (ratio < 1.5)][::5]:
+            for metric in METRICS if fastkl.divergence([eigenvalue], levels, prior=prior) >= 1e-3 else ():
+                cpu = fastkl.divergence([eigenvalue], levels, metric, prior=prior, backend="cpu")
+                gpu = fastkl.divergence(
+                    [eigenvalue], levels, metric, prior=prior, backend="gpu", precision="float32"
+                )
+                assert abs(gpu - cpu) <= 1e-5 * cpu, (metric, eigenvalue, levels)
+                checked += 1
+    assert checked > 20

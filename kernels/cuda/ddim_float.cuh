@@ -13,6 +13,8 @@
 #include "geometry.cuh"
 #include "ddim_losses.cuh"
 
+constexpr float LARGE_LOSS = 1.0f;
+
 // Row 2k: s_k s_{k+1}; row 2k + 1: s_k - s_{k+1}; an infinite s_0 leaves 0 and -1/s_1, which is -1e10 where nothing is left.
 DEVICE void expand_float(const double *levels, int64 steps, int64 stride, float *rows) {
     for (int64 k = 0; k < steps; k++) {
@@ -55,14 +57,27 @@ DEVICE FloatStart float_start(double first, int prior) {
     return {(float)missing, (float)(first * first), (float)(first * first + missing)};
 }
 
-DEVICE float float_term(float x, float loss, FloatStart start, float last_square, int metric) {
-    float q = 1.0f + loss, z = loss;
-    if (start.v0 > 0.0f) {
-        float mismatch = quotient_float(x - start.missing, start.v0);
-        q = (1.0f + loss) * quotient_float(x + start.square, start.v0);
-        z = fmaf(loss, mismatch, loss + mismatch);
-        if (q > 1.5f || q < 0.5f) z = q - 1.0f;
+// q = 1/r and z = q - 1. Where the prior takes back most of a large loss, float32 leaves too few digits of z: both are
+// made again in float64. That takes a first level below 1.8 (`vp`) or 6.5 (`flow`), and an eigenvalue where they cancel.
+DEVICE void float_deviation(float x, float loss, FloatStart start, const double *levels, int64 steps, int prior,
+                            float &q, float &z) {
+    q = 1.0f + loss;
+    z = loss;
+    if (start.v0 == 0.0f) return;
+    float mismatch = quotient_float(x - start.missing, start.v0);
+    q = (1.0f + loss) * quotient_float(x + start.square, start.v0);
+    z = fmaf(loss, mismatch, loss + mismatch);
+    if (q > 1.5f || q < 0.5f) {
+        z = q - 1.0f;
+    } else if (loss > LARGE_LOSS) {
+        double exact_q, exact_z;
+        deviation_by_losses((double)x, levels, steps, prior, exact_q, exact_z);
+        q = (float)exact_q;
+        z = (float)exact_z;
     }
+}
+
+DEVICE float float_term(float x, float q, float z, float last_square, int metric) {
     if (metric == KL) return 0.5f * excess_float(z, q);
     float inverse = quotient_float(1.0f, q);  // r
     if (metric == JEFFREYS) return 0.5f * z * (z * inverse);
@@ -99,7 +114,9 @@ DEVICE void float_slice_sum(const float *eigenvalues, const float *weights, cons
         float_losses(x, rows + at.candidate, steps, candidates, loss);
         UNROLL for (int j = 0; j < BATCH; j++) {
             if (begin + j >= at.end) continue;
-            float term = float_term(x[j], loss[j], start, last_square, metric);
+            float q, z;
+            float_deviation(x[j], loss[j], start, mine, steps, prior, q, z);
+            float term = float_term(x[j], q, z, last_square, metric);
             sum = weights != nullptr ? fmaf(weights[begin + j], term, sum) : sum + term;
         }
         total += (double)sum;
