@@ -123,6 +123,7 @@ class SamplerChunk:
         self.finite_start = np.int32(sampler.finite_start)
         self.candidates, self.steps = int(levels.shape[0]), int(levels.shape[1]) - 1
         self.shape = np.int64(self.candidates), np.int64(self.steps)
+        self._roundings: Any = None
         possible = [ending for ending in endings if not (ending and sampler.above_zero)]
         self.impossible = [ending for ending in endings if ending not in possible]
         self.endings = [
@@ -147,11 +148,13 @@ class SamplerChunk:
         return out
 
     def roundings(self) -> Any:
-        """Return how many roundings the outputs may be off by, (tiles, M)."""
-        out = self.device.empty((self.data.tiles, self.candidates))
-        for ending in self.endings:
-            ending.roundings(out)
-        return out
+        """Return how many roundings the outputs may be off by, (tiles, M): made once, for all pieces."""
+        if self._roundings is None:
+            out = self.device.empty((self.data.tiles, self.candidates))
+            for ending in self.endings:
+                ending.roundings(out)
+            self._roundings = out
+        return self._roundings
 
     def tile_sums(self, evaluate: Callable[[Ending, Piece, Any], None]) -> Any:
         """Return sums (tiles, M) of what evaluate(ending, piece, partial) writes for each slice."""

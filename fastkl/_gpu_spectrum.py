@@ -101,8 +101,9 @@ class DeviceSpectrum:
                 self._device.launch("tile_least", piece.tiles, piece.eigenvalues, np.int64(piece.size),
                                     least[piece.rows])  # fmt: skip
             self._least = least, self._device.mark()
-        self._device.wait(self._least[1])  # a stream of the same number may have made it
-        return self._least[0]
+        least, made = self._least  # at once, for another thread may replace it
+        self._device.wait(made)  # a stream of the same number may have made it
+        return least
 
 
 def group_sums(device: Any, array: Any, length: int, out: Any | None = None) -> Any:

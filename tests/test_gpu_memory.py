@@ -177,6 +177,17 @@ def test_a_spectrum_in_pieces_changes_no_bit(monkeypatch, place):
             assert len(tight.log) > (1.2 if claimed > 100_000 else 2.0) * len(roomy.log)
 
 
+def test_roundings_are_counted_once_for_all_pieces(monkeypatch):
+    """They are of the whole spectrum: once for each piece would be quadratic in its size."""
+    levels, eigenvalues = SCHEDULES["karras"](2, 6), SPECTRA["wide"](9000)["eigenvalues"]
+    for function in (fastkl.output_variance, fastkl.trajectory):
+        device = put_in_place(monkeypatch, emulation.HostDevice(claimed=300_000, memory=1 << 40))
+        expected = function(eigenvalues, levels, "heun", backend="cpu")
+        assert largest_difference(function(eigenvalues, levels, "heun", backend="gpu"), expected) <= AGREEMENT
+        assert device.log.count("sampler_variances") > device.log.count("sampler_tables")
+        assert device.log.count("sampler_roundings") == device.log.count("sampler_tables")
+
+
 def test_memory_is_bounded_however_many_eigenvalues_there_are(monkeypatch):
     """One candidate: beside what grows with the tiles, 1/100 of the spectrum, what was free is enough."""
     for size in (50_000, 400_000):
