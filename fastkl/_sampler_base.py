@@ -49,7 +49,8 @@ class Sampler:
     check : callable, optional
         check(levels, **options) raises where the options do not go with the candidates (M, N+1).
     allowed : callable, optional
-        allowed(levels, **options) returns conditions (M,) all of which must hold, or `check` raises.
+        allowed(levels, **options) returns conditions (M,) all of which must hold, or `check` raises. Arrays on a GPU
+        need it beside a `check`: there a candidate for which one does not hold gives NaN.
     """
 
     name: str

@@ -94,13 +94,14 @@ def divergence(
     -------
     float or ndarray, shape (M,)
         The divergence of each candidate (in nats; for ``w2`` in squared data units); a float for one candidate. For
-        arrays on a GPU a CuPy array, shape (M,) or ().
+        arrays on a GPU a CuPy array, shape (M,) or (), with NaN where a value breaks the rules.
 
     Raises
     ------
     ValueError
         If an argument has a value or a shape outside the rules above, or an eigenvalue is 0 where the divergence is not
-        finite: `metric` is not ``w2`` and a candidate ends at 0. Add a floor (`Spectrum.floored`) or end above 0.
+        finite: `metric` is not ``w2`` and a candidate ends at 0. Add a floor (`Spectrum.floored`) or end above 0. The
+        values of arrays on a GPU are not waited for and never raise: see Returns and Notes.
     TypeError
         If an argument is of the wrong kind, or one array is on a GPU and the other is not.
     RuntimeError
@@ -269,7 +270,7 @@ def output_variance(
     -------
     ndarray, shape (d,) or (M, d)
         Variances in squared data units, one for each entry of the spectrum (counts play no part); a CuPy array for
-        arrays on a GPU.
+        arrays on a GPU, with NaN for candidates that break the rules, and for all where an eigenvalue does.
 
     Raises
     ------
@@ -331,7 +332,7 @@ def trajectory(
     -------
     ndarray, shape (N+1, d) or (M, N+1, d)
         Variances in squared data units, from the prior (inf where the first level is inf) to the output; a CuPy array
-        for arrays on a GPU.
+        for arrays on a GPU, with NaN for candidates that break the rules, and for all where an eigenvalue does.
 
     Raises
     ------
