@@ -8,6 +8,7 @@ FASTKL_EMULATION_FLAGS (say "-fsanitize=address,undefined") the sources are buil
 import ctypes
 import hashlib
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -53,6 +54,15 @@ def host_source():
         for name in instances(source)
     ]
     return "\n".join([source, WALKER, *launches])
+
+
+@cache
+def parameters(name):
+    """The C types of a kernel's parameters, without qualifiers: a launch on a GPU does not check them."""
+    source = unit(FOLDER).replace("\\\n", "\n")
+    found = re.search(rf"^KERNEL {name}\((.*?)\)\s*\{{", source, re.MULTILINE | re.DOTALL)
+    found = found or re.search(r"KERNEL NAME\((.*?)\)\s*\{", source, re.DOTALL)
+    return [re.sub(r"const|RESTRICT|\w+$", "", p.strip()).replace(" ", "") for p in found[1].split(",")]
 
 
 def fused():
@@ -199,17 +209,24 @@ class HostDevice:
         if count <= 0:
             return
         threads = -(-count // _gpu_device.BLOCK) * _gpu_device.BLOCK  # the last block's tail as on a GPU
-        boxed = [box(argument) for argument in arguments]
+        boxed = [box(argument, kind) for argument, kind in zip(arguments, parameters(name), strict=True)]
         pointers = (ctypes.c_void_p * len(boxed))(*(ctypes.addressof(value) for value in boxed))
         getattr(library(), f"launch_{name}")(ctypes.c_longlong(threads), pointers)
 
 
-def box(argument):
-    """An argument as the C type of the kernel's parameter."""
+KINDS = {np.int64: ("int64", ctypes.c_longlong), np.int32: ("int", ctypes.c_int),
+         np.float64: ("double", ctypes.c_double), np.float32: ("float", ctypes.c_float)}  # fmt: skip
+
+
+def box(argument, kind):
+    """An argument as the C type of the kernel's parameter, which must be of that very type."""
     if argument is None:
+        assert kind.endswith("*")
         return ctypes.c_void_p(0)
     if isinstance(argument, HostArray):
         assert argument.values.flags.c_contiguous
+        assert KINDS[argument.dtype.type][0] + "*" == kind
         return ctypes.c_void_p(argument.values.ctypes.data)
-    kinds = {np.int64: ctypes.c_longlong, np.int32: ctypes.c_int, np.float64: ctypes.c_double}
-    return kinds[type(argument)](argument.item())
+    name, made = KINDS[type(argument)]
+    assert name == kind
+    return made(argument.item())
