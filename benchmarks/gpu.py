@@ -16,13 +16,13 @@ Predictions, written before anything was measured (H100 SXM: 132 multiprocessors
 16.7e12 multiply-adds/s; 3.35e12 bytes/s). For `kl`, d = 1e6, M = 1000, N = 16:
 
 - floor: 2 x 16 multiply-adds for each of 1e9 ratios, 1.9 ms; bytes: 8 MB of eigenvalues and 31 MB of sums, nothing;
-- in the compiled code for sm_90 of `ddim_tile_sums_8_2` a warp's batch of 8 ratios, all far from 1, has 504 issued
-  instructions, 364 of them float64, of which 256 are those multiply-adds. Float64 issues every other cycle, so its pipe
-  allows 256/364 = 70.3 % of the multiply-add rate and leaves the other instructions 728 - 364 slots for 140: 55 to
-  60 %, about 3.3 ms. (At first they were 783 and 396, both limits at 64.6 %, for which 4 ms was expected.) A batch with
-  ratios near 1 takes a logarithm for each of those besides;
-- 210 registers: 2 blocks of 128 threads a multiprocessor, 2 warps a scheduler with 16 independent chains each, enough
-  to hide the latency of a multiply-add;
+- in the code that nvcc 13.0 makes for sm_90 of `ddim_entropies_16_1` a warp's batch of 8 ratios, all far from 1 and
+  with a last level of 0, has 446 issued instructions (478 from NVRTC 13.5), 326 of them float64, of which 256 are those
+  multiply-adds. Float64 issues every other cycle, so its pipe allows at most 256/326 = 78.5 % of the multiply-add rate;
+  the other 120 fit the 326 slots in between. Expected 63 to 68 %, 2.8 to 3 ms. (504 and 364 before, at first 783 and
+  396.) A batch with ratios near 1 takes a logarithm for each of those besides;
+- 196 registers: 2 blocks of 128 threads a multiprocessor, 2 warps a scheduler with 16 independent chains each, enough
+  to hide the latency of a multiply-add. Three blocks, 168 registers, would spill 20 to 56 bytes of most instances;
 - other kernels of the call (polynomials 30 us, sums 20 us, the check of rounding errors 30 us): under 0.1 ms;
 - CuPy elementwise moves about 5 x 16 bytes x 16 steps for each ratio: 1.3e12 bytes, 0.4 s, about 100 times as long;
 - one candidate on d = 1e7: 80 MB at 3.35e12 bytes/s is 24 us, arithmetic 40 us, a dozen launches 50 us: about 0.1 ms;
@@ -47,16 +47,16 @@ from typing import Any
 
 import machine
 import numpy as np
+from gpu_checks import AGREEMENT, agreement, small_problems
 
 import fastkl
-from fastkl import _gpu_device, samplers
+from fastkl import _gpu_device
 
 sys.path.append(str(machine.ROOT / "tests"))
 import cases
 
 RESULTS = Path(__file__).resolve().parent / "results"
 COSTS = machine.ROOT / "fastkl" / "data" / "gpu_costs.json"
-AGREEMENT = 1e-12
 SIZES, COUNTS, STEPS = (10**4, 10**5, 10**6, 10**7), (1, 10, 100, 1000, 10**4, 10**5), (4, 10, 16, 100)
 MOST_PAIRS = 1e12  # of one timing: a quarter of a second on an H100, so that all are over in a minute or two
 LONG, LONG_ROUNDS = 0.02, 3  # seconds of a call from which on it is repeated less often
@@ -65,63 +65,6 @@ CONTRACT = (10**6, 1000, 16)  # d, M, N
 KINDS = ("plain", "counts", "near")
 TOOLS = ("memcheck", "initcheck", "racecheck")
 TOOL_SECONDS = 180
-
-
-def difference(got: Any, expected: Any) -> float:
-    """Return the largest relative difference; equal infinities differ by 0, a NaN by inf."""
-    got, expected = np.asarray(got), np.asarray(expected)
-    with np.errstate(all="ignore"):
-        error = np.where(got == expected, 0.0, np.abs(got / expected - 1.0))
-    return float(np.where(np.isnan(error), np.inf, error).max())
-
-
-def on_both(function: Callable[..., Any], *arguments: Any, **options: Any) -> float:
-    """Return how much a call's results on the GPU and on the CPU differ."""
-    return difference(*(function(*arguments, backend=backend, **options) for backend in ("gpu", "cpu")))
-
-
-def agreement() -> dict[str, float]:
-    """Return the largest difference from the CPU for each metric, function and sampler over the case table."""
-    worst: dict[str, float] = {}
-
-    def note(name: str, value: float) -> None:
-        worst[name] = max(worst.get(name, 0.0), value)
-
-    for shape, make, prior in itertools.product(
-        cases.SMALL_SHAPES.values(), cases.SPECTRA.values(), cases.PRIORS
-    ):
-        spectrum = fastkl.Spectrum(**make(shape[0]))
-        for schedule in cases.SCHEDULES.values():
-            levels = schedule(*shape[1:])
-            for metric in cases.METRICS:
-                note(metric, on_both(fastkl.divergence, spectrum, levels, metric, prior=prior))
-            for function in (fastkl.output_variance, fastkl.trajectory):
-                note(function.__name__, on_both(function, spectrum, levels, prior=prior))
-    for name in samplers.names():
-        for schedule, steps, size in (("karras", 6, 1030), ("fine", 6, 7)):
-            levels = cases.SCHEDULES[schedule](3, steps)
-            if samplers.get(name).above_zero and levels[0, -1] == 0.0:
-                levels = levels[:, :-1]
-            spectrum = fastkl.Spectrum(**cases.with_mean(size))
-            for function in (fastkl.divergence, fastkl.output_variance, fastkl.trajectory):
-                note(name, on_both(function, spectrum, levels, sampler=name))
-    return worst
-
-
-def small_problems() -> None:
-    """Run every kernel on problems with tails: what compute-sanitizer looks at."""
-    for (size, count), steps in itertools.product(((1, 1), (9, 33), (1033, 2)), (1, 4, 9, 17)):
-        spectrum = fastkl.Spectrum(**cases.with_mean(size))
-        for schedule, metric in itertools.product(("karras", "fine"), cases.METRICS):
-            levels = cases.SCHEDULES[schedule](count, steps)
-            fastkl.divergence(spectrum, levels, metric, prior="exact", backend="gpu")
-            fastkl.divergence(spectrum, levels, metric, backend="gpu", precision="float32")
-        for function, sampler in itertools.product(
-            (fastkl.output_variance, fastkl.trajectory), ("ddim", "heun", "euler_ancestral")
-        ):
-            function(spectrum, cases.karras(count, 5), sampler=sampler, backend="gpu")
-        for sampler, schedule in itertools.product(("heun", "unipc_3", "sde_dpmpp_2m"), ("karras", "fine")):
-            fastkl.divergence(spectrum, cases.SCHEDULES[schedule](count, 5), sampler=sampler, backend="gpu")
 
 
 def sanitizer_missing() -> dict[str, str]:

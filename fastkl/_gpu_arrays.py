@@ -1,8 +1,7 @@
 """Evaluation of arrays that are on a CUDA device already: shapes and types are checked, values are not waited for.
 
-DDIM runs on the caller's current stream and returns a CuPy array without synchronising. Values cannot raise then: a
-candidate that breaks the rules, or a spectrum that does, makes NaN. The coefficients of other samplers are functions of
-the levels that the host evaluates, so those copy their arguments to the host first.
+Every sampler runs on the caller's current stream and returns a CuPy array without synchronising. Values cannot raise
+then: a candidate that breaks the rules, or a spectrum that does, makes NaN.
 """
 
 from __future__ import annotations
@@ -10,12 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
-from fastkl import _gpu, _gpu_device
+from fastkl import _gpu, _gpu_device, _gpu_sampler
 from fastkl._dispatch import is_device_array
-from fastkl._gpu import Chunk, DeviceSpectrum
+from fastkl._gpu import Chunk
+from fastkl._gpu_copies import COPIES, with_memory
+from fastkl._gpu_sampler import SamplerChunk
+from fastkl._gpu_spectrum import DeviceSpectrum, Piece, stacked_sum
+from fastkl._sampler_base import Sampler
+from fastkl._sampler_dispatch import refuse_few_steps
 from fastkl.evaluate import squared_norm
+from fastkl.samplers import get
 from fastkl.spectrum import Spectrum
 
 __all__ = ["DeviceCall", "checked_array", "refuse_mixed"]
@@ -58,6 +61,19 @@ def checked_array(device: Any, name: str, value: Any, ranks: tuple[int, ...]) ->
     return device.as_float64(array)
 
 
+def every_piece(
+    write: Callable[[SamplerChunk, Piece, int, Any], None], dim: int
+) -> Callable[[SamplerChunk, Any], None]:
+    """Return a function that writes a chunk's variances for all pieces and then refuses what breaks the rules."""
+
+    def all_pieces(chunk: SamplerChunk, out: Any) -> None:
+        for piece in chunk.data.pieces(chunk.length):
+            write(chunk, piece, dim, out.reshape(-1)[piece.begin :])
+        chunk.refuse(out)
+
+    return all_pieces
+
+
 class DeviceCall:
     """The checked arguments of a call: a spectrum and candidates (M, N+1) on one device."""
 
@@ -79,19 +95,8 @@ class DeviceCall:
         """Return the spectrum on the device; a Spectrum's copy is made in the first call and kept with it."""
         if self.spectrum is None:
             return DeviceSpectrum(self.device, self.eigenvalues, None)
-        return _gpu.COPIES.spectrum(self.device, self.spectrum.eigenvalues, self.spectrum.counts)
-
-    def on_host(self) -> tuple[Any, Any]:
-        """Return the spectrum and the levels on the host: this waits for the stream."""
-        with self.device:
-            levels = self.device.download(self.levels)
-            spectrum = self.device.download(self.eigenvalues) if self.spectrum is None else self.spectrum
-        return spectrum, levels
-
-    def returned(self, values: Any) -> Any:
-        """Return what the host computed as an array on the device, without the first axis for a single candidate."""
-        with self.device:
-            return self.device.upload(np.asarray(values[0] if self.single else values))
+        data = self.spectrum
+        return COPIES.spectrum(self.device, data.eigenvalues, data.counts, data.mean)
 
     def run(self, prior: str, shape: tuple[int, ...], write: Callable[[Chunk, Any], None]) -> Any:
         """Return an array (M, *shape) that write(chunk, rows) fills, (*shape,) for a single candidate."""
@@ -102,17 +107,36 @@ class DeviceCall:
             return out.reshape(shape) if self.single else out
 
         with self.device:
-            return _gpu.with_memory(self.device, filled)
+            return with_memory(self.device, filled)
 
-    def divergence(self, metric: str, prior: str, precision: str) -> Any:
-        """Return the divergence of every candidate by DDIM."""
+    def by_sampler(self, sampler: str | Sampler, prior: str, shape: tuple[int, ...], write: Any) -> Any:
+        """Return an array as `run` does, for any sampler; write(its chunk, rows) fills it."""
+        refuse_few_steps(sampler, int(self.levels.shape[1]) - 1)
+        rule = get(sampler)
+        if rule.check is not None and rule.allowed is None:
+            raise ValueError(
+                f"sampler = {sampler!r}: its check needs the values of sigmas, which a GPU is not asked for; it must "
+                f"say what is `allowed`, or take arrays of the host"
+            )
+
+        def filled() -> Any:
+            out = self.device.empty((int(self.levels.shape[0]), *shape))
+            _gpu_sampler.on_device(self.device, self.data(), self.levels, rule, prior, write, out)
+            return out.reshape(shape) if self.single else out
+
+        with self.device:
+            return with_memory(self.device, filled)
+
+    def divergence(self, metric: str, sampler: Any, prior: str, precision: str) -> Any:
+        """Return the divergence of every candidate."""
+        if not get(sampler).is_ddim:
+            return self.by_sampler(sampler, prior, (), lambda chunk, out: chunk.divergence(metric, out))
         terms, square = self.mean_terms(metric, prior)
 
         def write(chunk: Chunk, out: Any) -> None:
             sums, share = chunk.divergence(metric, precision), None
             if terms:
-                weights = _gpu.COPIES.mean_weights(chunk, self.spectrum.mean, self.spectrum.counts)
-                share = _gpu.stacked_sum(self.device, [chunk.mean_term(term, weights) for term in terms])
+                share = stacked_sum(self.device, [chunk.mean_term(term) for term in terms])
             chunk.finish(sums, share, metric, square, out)
 
         return self.run(prior, (), write)
@@ -127,14 +151,32 @@ class DeviceCall:
             return tuple(term for term in terms if term != "kl"), squared_norm(data)
         return terms, 0.0
 
-    def output_variance(self, prior: str) -> Any:
+    def output_variance(self, sampler: Any, prior: str) -> Any:
         """Return the variance of y at the last level."""
-        return self.run(prior, (self.dim,), lambda chunk, out: chunk.variances(out, chunk.valid()))
+        if not get(sampler).is_ddim:
+            return self.by_sampler(
+                sampler, prior, (self.dim,), every_piece(SamplerChunk.output_variance, self.dim)
+            )
 
-    def trajectory(self, prior: str) -> Any:
+        def write(chunk: Chunk, out: Any) -> None:
+            valid = chunk.valid()
+            for piece in chunk.data.pieces(chunk.length):
+                chunk.variances(piece, out.reshape(-1)[piece.begin :], self.dim, valid)
+
+        return self.run(prior, (self.dim,), write)
+
+    def trajectory(self, sampler: Any, prior: str) -> Any:
         """Return the variance of y at every level."""
         shape = int(self.levels.shape[1]), self.dim
-        return self.run(prior, shape, lambda chunk, out: chunk.level_variances(out, chunk.valid()))
+        if not get(sampler).is_ddim:
+            return self.by_sampler(sampler, prior, shape, every_piece(SamplerChunk.trajectory, self.dim))
+
+        def write(chunk: Chunk, out: Any) -> None:
+            valid = chunk.valid()
+            for piece in chunk.data.pieces(chunk.length):
+                chunk.level_variances(piece, out.reshape(-1)[piece.begin :], self.dim, valid)
+
+        return self.run(prior, shape, write)
 
     @property
     def dim(self) -> int:

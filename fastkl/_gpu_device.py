@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastkl._gpu_source import FLAGS, OLDEST, digest, instances, unit
+from fastkl._gpu_source import FLAGS, OLDEST, digest, instances, parts, unit
 
 __all__ = ["BLOCK", "CupyDevice", "current_device", "device_of", "missing"]
 
-PROBE = "group_sums"  # a kernel that is asked for to have the module loaded
+PROBE = "group_sums"  # a kernel that is asked for to have a file loaded
 PER_THREAD = 2  # CUDA's number of a thread's own default stream
 BLOCK = 128  # threads of a block, as the kernels' launch bounds have it
 CUBIN = re.compile(r"fastkl-sm_(\d+)\.cubin")
@@ -84,9 +84,7 @@ class CupyDevice:
         self._cupy = cupy
         self.number = number
         self.OutOfMemory = cupy.cuda.memory.OutOfMemoryError
-        self._module: Any = None
         self._functions: dict[str, Any] = {}
-        self.how = "not loaded"  # how the kernels were compiled
 
     def __enter__(self) -> CupyDevice:
         device = self._cupy.cuda.Device(self.number)
@@ -162,42 +160,66 @@ class CupyDevice:
         """Return a kernel; CuPy's own look-up is slow, so each is looked up once."""
         found = self._functions.get(name)
         if found is None:
-            found = self._functions[name] = self.module().get_function(name)
+            with _lock:
+                found = self._functions[name] = self.kernels.module_of(name).get_function(name)
         return found
+
+    @cached_property
+    def kernels(self) -> Kernels:
+        """Where kernels come from."""
+        capability = int(self._cupy.cuda.Device(self.number).compute_capability)
+        return Kernels(self._cupy, source_folder(), capability)
+
+    @property
+    def how(self) -> str:
+        """How the kernels that were used so far were compiled."""
+        return self.kernels.how
 
     def load_all(self) -> None:
         """Load every kernel: the driver loads each at its first use, which may wait for the whole device."""
         for name in instances(unit(source_folder())):
             int(self.function(name).num_regs)
 
-    def module(self) -> Any:
-        """Return the loaded kernels."""
-        with _lock:
-            if self._module is None:
-                self._module, self.how = self._load()
-            return self._module
 
-    def _load(self) -> tuple[Any, str]:
-        """Load what was compiled ahead of time for this card from these sources, else compile them with CuPy."""
-        folder = source_folder()
-        source = unit(folder)
-        capability = int(self._cupy.cuda.Device(self.number).compute_capability)
-        reason = "nothing was compiled ahead of time"
-        for path in ahead_of_time(folder, digest(source), capability):
-            module = self._cupy.RawModule(path=str(path))
+class Kernels:
+    """The one loader: all kernels from a file compiled ahead of time, or each part compiled at its first use."""
+
+    def __init__(self, cupy: Any, folder: Path, capability: int) -> None:
+        self._cupy, self._texts = cupy, parts(folder)
+        self._parts: dict[str, Any] = {}  # modules by their text
+        self._whole, self._file, self._reason = None, "", "nothing was compiled ahead of time"
+        for path in ahead_of_time(folder, digest(unit(folder)), capability):
+            module = cupy.RawModule(path=str(path))
             try:
-                load(module)
-                return module, f"compiled ahead of time ({path.name})"
+                load(module, PROBE)
+                self._whole, self._file = module, path.name
+                return
             except Exception as error:  # an older driver does not read a newer compiler's PTX
-                reason = f"{path.name} was refused: {error}"
-        module = self._cupy.RawModule(code=source, options=FLAGS)
-        load(module)
-        return module, f"compiled by CuPy at first use ({reason})"
+                self._reason = f"{path.name} was refused: {error}"
+
+    def module_of(self, name: str) -> Any:
+        """Return the loaded module that has a kernel."""
+        if self._whole is not None:
+            return self._whole
+        text = self._texts[name]
+        if text not in self._parts:
+            module = self._cupy.RawModule(code=text, options=FLAGS)
+            load(module, name)
+            self._parts[text] = module
+        return self._parts[text]
+
+    @property
+    def how(self) -> str:
+        """How the kernels were compiled, as far as they were used."""
+        if self._whole is not None:
+            return f"compiled ahead of time ({self._file})"
+        count, used = len(set(self._texts.values())), len(self._parts)
+        return f"compiled by CuPy at first use, {used} of {count} parts so far ({self._reason})"
 
 
-def load(module: Any) -> None:
+def load(module: Any, name: str) -> None:
     """Have CuPy load a module now: it waits until something is asked of one of its kernels."""
-    int(module.get_function(PROBE).num_regs)
+    int(module.get_function(name).num_regs)
 
 
 def source_folder() -> Path:

@@ -1,169 +1,262 @@
-"""Any sampler on the GPU: the CPU backend's blocks of candidates, with the kernels' twins on a device.
+"""Any sampler on the GPU: coefficients, sums and the choice of what needs more digits are all made on the device.
 
-Programs are made on the host, which also decides which tiles need more digits: sums are copied back for that.
+Nothing waits for the device but copies to the host, where the arrays came from there.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastkl import _gpu_device, _sampler_cpu
-from fastkl._gpu import COPIES, Layout, group_sums, in_chunks, with_memory
+from fastkl import _gpu_device
+from fastkl._gpu_copies import COPIES, with_memory
+from fastkl._gpu_layout import Layout, Need, in_chunks
+from fastkl._gpu_program import DeviceProgram, device_program
+from fastkl._gpu_spectrum import DeviceSpectrum, Piece, column_sums
+from fastkl._rounding import RELATIVE_ERROR
 from fastkl._sampler_base import Sampler
-from fastkl._sampler_losses import LossTable
-from fastkl.kernels.ddim_horner import METRICS, TILE
+from fastkl.kernels.ddim_horner import METRICS, PRIORS, TILE
 from fastkl.spectrum import Spectrum
 
-__all__ = ["MOST_REGISTERS", "divergence", "output_variance", "trajectory"]
+__all__ = ["SamplerChunk", "divergence", "on_device", "output_variance", "trajectory"]
 
 Array = NDArray[np.float64]
-Integers = NDArray[np.intp]
 
-MOST_REGISTERS = 12  # of a program, in the kernels' local memory
-PAIR_SLICES = TILE // 8
-WIDTH = 4
-TABLE_BYTES = 1 << 24  # coefficients of one block of candidates, on the host
-PARTIAL_SUMS = 1 << 22  # tile sums held at a time
+WIDTH = 4  # eigenvalues that a thread has at a time
+BOTH = (True, False)  # endings: at level 0, above
 
 
-def beside(table: Array) -> Array:
-    """Return a table (M, ...) with the candidates side by side, (..., M)."""
-    return np.ascontiguousarray(np.moveaxis(table, 0, -1))
+class Ending:
+    """A sampler's program for the candidates that end at 0, or for those that end above, with its tables."""
+
+    def __init__(self, chunk: SamplerChunk, program: DeviceProgram, to_zero: bool) -> None:
+        self.chunk, self.program, self.to_zero = chunk, program, np.int32(to_zero)
+        self.length, self.noise_form = np.int64(program.length), np.int32(program.noise_form)
+        self.integers = {
+            name: COPIES.uploaded(chunk.device, array) for name, array in program.integers.items()
+        }
+        self.tables = self._evaluated()
+
+    def _evaluated(self) -> dict[str, Any]:
+        chunk, made = self.chunk, self.program.instructions
+        rows = chunk.device.empty((self.program.outputs, chunk.candidates))
+        scratch = chunk.device.empty((max(made.registers, 1), chunk.candidates))
+        code, constants = (COPIES.uploaded(chunk.device, array) for array in (made.code, made.constants))
+        chunk.launch("sampler_tables", chunk.candidates, chunk.levels, code, constants,
+                     np.int64(made.code.shape[0]), *chunk.shape, self.to_zero, scratch, rows)  # fmt: skip
+        tables, begin = {}, 0
+        for name, shape in self.program.sections.items():
+            tables[name] = rows[begin : begin + math.prod(shape)]
+            begin += math.prod(shape)
+        return tables
+
+    def problem(self, metric: int, piece: Piece) -> tuple[Any, ...]:
+        """Return the arguments that the kernels of divergences begin with."""
+        return (piece.eigenvalues, piece.weights, piece.mean, self.chunk.levels, self.chunk.prior,
+                np.int32(metric), self.integers["operations"])  # fmt: skip
+
+    def sums(self, metric: int, piece: Piece, partial: Any) -> None:
+        """Write the fast kernel's sums over slices."""
+        chunk = self.chunk
+        chunk.launch("sampler_sums", chunk.threads(piece), *self.problem(metric, piece), self.tables["coefficients"],
+                     self.length, chunk.stochastic, self.to_zero, np.int64(piece.size), *chunk.shape,
+                     np.int64(chunk.slices), partial)  # fmt: skip
+
+    def roundings(self, out: Any) -> None:
+        """Write how many roundings the output may be off by in each tile."""
+        chunk = self.chunk
+        threads = math.ceil(chunk.data.tiles / WIDTH) * chunk.candidates
+        chunk.launch("sampler_roundings", threads, chunk.data.least(), chunk.levels, self.integers["operations"],
+                     self.tables["coefficients"], self.tables["sizes"], self.length, chunk.stochastic,
+                     self.noise_form, self.to_zero, np.int64(chunk.data.tiles), *chunk.shape, out)  # fmt: skip
+
+    def refine(self, metric: int, doubt: tuple[Any, ...], piece: Piece, partial: Any) -> None:
+        """Write the sums over slices of tiles that are doubtful; of others the tile's sum, and zeros."""
+        chunk = self.chunk
+        last = (self.to_zero, *doubt, np.float64(RELATIVE_ERROR), np.int64(piece.size), *chunk.shape,
+                np.int64(chunk.slices), partial)  # fmt: skip
+        problem = self.problem(metric, piece)
+        if chunk.stochastic:
+            partners = self.integers["partners"]
+            chunk.launch("loss_sums", chunk.threads(piece), *problem, self.tables["coefficients"], self.length,
+                         partners, self.integers["reads"], self.tables["defects"], self.tables["extras"],
+                         np.int64(partners.shape[1]), *last)  # fmt: skip
+        else:
+            chunk.launch("precise_sums", chunk.threads(piece), *problem, self.tables["deviations"], self.length,
+                         self.noise_form, *last)  # fmt: skip
+
+    def variances(self, roundings: Any | None, piece: Piece, row: int, out: Any) -> None:
+        """Write output variances to out, whose candidates are `row` numbers apart."""
+        chunk = self.chunk
+        of_piece = None if roundings is None else roundings[piece.rows]
+        chunk.launch("sampler_variances", chunk.cells(piece), piece.eigenvalues, chunk.levels, chunk.prior,
+                     self.integers["operations"], self.tables["coefficients"], self.tables.get("deviations"),
+                     of_piece, self.length, chunk.stochastic, self.noise_form, self.to_zero, np.int64(piece.size),
+                     *chunk.shape, np.int64(row), out)  # fmt: skip
+
+    def levels(self, piece: Piece, row: int, out: Any) -> None:
+        """Write the variances at every level to out, whose levels are `row` apart, by the fast kernel."""
+        chunk = self.chunk
+        chunk.launch("sampler_levels", chunk.cells(piece), piece.eigenvalues, chunk.levels, chunk.prior,
+                     self.integers["operations"], self.tables["coefficients"], self.integers["grid"],
+                     chunk.stochastic, self.to_zero, np.int64(piece.size), *chunk.shape, np.int64(row),
+                     out)  # fmt: skip
 
 
-class DeviceBlock(_sampler_cpu.Block):
-    """A block whose sums and variances come from a device."""
+class SamplerChunk:
+    """Some candidates on a device, levels (M, N+1), and a sampler; `endings` are those that candidates may have.
+
+    The spectrum is walked in pieces of `length` tiles.
+    """
 
     def __init__(
-        self, device: Any, data: Spectrum, levels: Array, sampler: Sampler, prior: str, total: int
-    ) -> None:
-        super().__init__(data, levels, sampler, prior, 1)
-        if self.program.registers > MOST_REGISTERS:
-            raise RuntimeError(
-                f"{sampler!r} needs {self.program.registers} registers, the GPU kernels have {MOST_REGISTERS}; "
-                f"use backend 'cpu'"
-            )
-        self.device = device
-        self.on_device = COPIES.spectrum(device, data.eigenvalues, data.counts)
-        self.device_mean = None if data.mean is None else device.upload(data.mean)
-        self.device_levels = device.upload(self.levels)
-        self.device_operations = device.upload(self.operations)
-        self.layout = Layout.of(total, self.on_device.size)
-        self.sizes = np.int64(self.on_device.size), np.int64(self.candidates), np.int64(levels.shape[1] - 1)
-        self._tables: dict[str, tuple[Any, ...]] = {}
+        self, device: Any, data: DeviceSpectrum, levels: Any, sampler: Sampler, prior: str, layout: Layout,
+        endings: tuple[bool, ...], length: int,
+    ) -> None:  # fmt: skip
+        self.device, self.launch = device, device.launch
+        self.data, self.levels, self.slices, self.length = data, levels, layout.slices, length
+        self.prior, self.stochastic = np.int32(PRIORS[prior]), np.int32(sampler.stochastic)
+        self.finite_start = np.int32(sampler.finite_start)
+        self.candidates, self.steps = int(levels.shape[0]), int(levels.shape[1]) - 1
+        self.shape = np.int64(self.candidates), np.int64(self.steps)
+        self._roundings: Any = None
+        possible = [ending for ending in endings if not (ending and sampler.above_zero)]
+        self.impossible = [ending for ending in endings if ending not in possible]
+        self.endings = [
+            Ending(self, device_program(sampler, self.steps, ending), ending) for ending in possible
+        ]
 
-    def uploaded(self, name: str) -> tuple[Any, ...]:
-        """Return tables on the device: the coefficients, the deviations or the losses."""
-        if name not in self._tables:
-            if name == "coefficients":
-                tables = [beside(self.table)]
-            elif name == "deviations":
-                tables = [beside(self.program.deviations())]
-            else:
-                losses = LossTable(self.program)
-                tables = [losses.partners, losses.reads, beside(losses.defects), beside(losses.extras)]
-            self._tables[name] = tuple(self.device.upload(table) for table in tables)
-        return self._tables[name]
+    def threads(self, piece: Piece) -> int:
+        """Return how many threads walk a piece for sums."""
+        return piece.tiles * self.slices * self.candidates
 
-    def problem(self, metric: str) -> tuple[Any, ...]:
-        """Return the arguments that the kernels of divergences begin with."""
-        return (
-            self.on_device.eigenvalues,
-            self.on_device.weights,
-            self.device_mean,
-            self.device_levels,
-            np.int32(self.prior),
-            np.int32(METRICS[metric]),
-            self.device_operations,
-        )
+    def cells(self, piece: Piece) -> int:
+        """Return how many threads walk a piece for variances."""
+        return self.candidates * math.ceil(piece.size / WIDTH)
 
-    def sums(self, metric: str) -> Array:
-        """Return the fast kernel's tile sums, (M, tiles)."""
-        group, slices = self.layout.group, self.layout.slices
-        partial = self.device.empty((self.tiles * slices, self.candidates))
-        threads = self.tiles * slices * -(-self.candidates // group) * group
-        self.device.launch("sampler_sums", threads, *self.problem(metric), *self.uploaded("coefficients"),
-                           np.int64(self.length), np.int32(self.stochastic), *self.sizes, np.int64(group),
-                           np.int64(slices), partial)  # fmt: skip
-        return np.ascontiguousarray(self.device.download(group_sums(self.device, partial, slices)).T)
+    def valid(self, metric: int) -> Any:
+        """Return which candidates keep the rules and the sampler's own, (M,)."""
+        out = self.device.empty(self.candidates)
+        tables = [(ending.to_zero, ending.tables["allowed"]) for ending in self.endings]
+        for to_zero, allowed in [*tables, *((np.int32(ending), None) for ending in self.impossible)]:
+            self.launch("sampler_check", self.candidates, self.levels, self.data.whole, allowed, self.finite_start,
+                        to_zero, np.int32(metric), *self.shape, out)  # fmt: skip
+        return out
 
-    def precise_tables(self) -> tuple[NDArray[Any], ...]:
-        """Return nothing: `precise` has its tables on the device."""
-        return ()
+    def roundings(self) -> Any:
+        """Return how many roundings the outputs may be off by, (tiles, M): made once, for all pieces."""
+        if self._roundings is None:
+            out = self.device.empty((self.data.tiles, self.candidates))
+            for ending in self.endings:
+                ending.roundings(out)
+            self._roundings = out
+        return self._roundings
 
-    def precise(
-        self, metric: str, candidates: Integers, tiles: Integers, tables: tuple[NDArray[Any], ...]
-    ) -> Array:
-        """Return the sums of tiles[i] for candidates[i] from the kernel that keeps more digits."""
-        pairs = candidates.size
-        lists = (self.device.upload(candidates.astype(np.int64)), self.device.upload(tiles.astype(np.int64)))
-        partial = self.device.empty((pairs * PAIR_SLICES, 1))
-        last = (*lists, np.int64(pairs), *self.sizes, partial)
-        if self.stochastic:
-            losses = self.uploaded("losses")
-            width = np.int64(losses[0].shape[1])
-            self.device.launch("loss_sums", pairs * PAIR_SLICES, *self.problem(metric),
-                               *self.uploaded("coefficients"), np.int64(self.length), *losses, width,
-                               *last)  # fmt: skip
-        else:
-            self.device.launch("precise_sums", pairs * PAIR_SLICES, *self.problem(metric),
-                               *self.uploaded("deviations"), np.int64(self.length), np.int32(self.noise_form),
-                               *last)  # fmt: skip
-        result: Array = self.device.download(group_sums(self.device, partial, PAIR_SLICES)).reshape(-1)
-        return result
+    def tile_sums(self, evaluate: Callable[[Ending, Piece, Any], None]) -> Any:
+        """Return sums (tiles, M) of what evaluate(ending, piece, partial) writes for each slice."""
 
-    def output_variance(self, out: Array, rows: Integers) -> None:
-        """Write the variance of y at the last level to out[rows], (M, d)."""
-        precise = self.variances_need_digits()
-        name, table = (
-            ("precise_variances", "deviations") if precise else ("sampler_variances", "coefficients")
-        )
-        values = self.device.empty((self.candidates, self.on_device.size))
-        cells = self.candidates * -(-self.on_device.size // WIDTH)
-        self.device.launch(name, cells, self.on_device.eigenvalues, self.device_levels, np.int32(self.prior),
-                           self.device_operations, *self.uploaded(table), np.int64(self.length),
-                           np.int32(self.noise_form if precise else self.stochastic), *self.sizes, values)  # fmt: skip
-        out[rows] = self.device.download(values)
+        def each(piece: Piece, partial: Any) -> None:
+            for ending in self.endings:
+                evaluate(ending, piece, partial)
 
-    def level_variances(self, out: Array, rows: Integers) -> None:
-        """Write the variance of y at every level to out[rows], (M, N+1, d), by the fast kernel."""
-        values = self.device.empty((*self.levels.shape, self.on_device.size))
-        cells = self.candidates * -(-self.on_device.size // WIDTH)
-        self.device.launch("sampler_levels", cells, self.on_device.eigenvalues, self.device_levels,
-                           np.int32(self.prior), self.device_operations, *self.uploaded("coefficients"),
-                           self.device.upload(self.program.grid), np.int32(self.stochastic), *self.sizes,
-                           values)  # fmt: skip
-        out[rows] = self.device.download(values)
+        return self.data.tile_sums(self.candidates, self.slices, self.length, each)
+
+    def divergence(self, metric: str, out: Any) -> None:
+        """Write every candidate's divergence, with the mean's share, to out (M,)."""
+        code, data = METRICS[metric], self.data
+        sums = self.tile_sums(lambda ending, piece, partial: ending.sums(code, piece, partial))
+        roundings, least = self.roundings(), self.device.empty(sums.shape)
+        self.launch("sampler_least_sums", data.tiles * self.candidates, sums, data.totals, self.levels, roundings,
+                    np.int64(data.tiles), *self.shape, np.int32(code), least)  # fmt: skip
+        whole = data.whole, column_sums(self.device, least)
+
+        def refine(ending: Ending, piece: Piece, partial: Any) -> None:
+            doubt = sums[piece.rows], data.totals[piece.rows], *whole, roundings[piece.rows]
+            ending.refine(code, doubt, piece, partial)
+
+        self.launch("sampler_finish", self.candidates, column_sums(self.device, self.tile_sums(refine)), self.levels,
+                    self.valid(code), np.int32(code), *self.shape, out)  # fmt: skip
+
+    def output_variance(self, piece: Piece, row: int, out: Any) -> None:
+        """Write a piece's variances of y at the last level to out, whose candidates are `row` apart."""
+        roundings = None if self.stochastic else self.roundings()
+        for ending in self.endings:
+            ending.variances(roundings, piece, row, out)
+
+    def trajectory(self, piece: Piece, row: int, out: Any) -> None:
+        """Write a piece's variances of y at every level to out, whose levels are `row` apart."""
+        for ending in self.endings:
+            ending.levels(piece, row, out)
+        if not self.stochastic:  # the last step to level 0 is where digits can be lost
+            self.output_variance(piece, (self.steps + 1) * row, out.reshape(-1)[self.steps * row :])
+
+    def refuse(self, out: Any) -> None:
+        """Write NaN to out (M, ...) for candidates that break the rules."""
+        each = math.prod(out.shape[1:])
+        self.launch("refuse_rows", self.candidates * each, self.valid(METRICS["w2"]), np.int64(each),
+                    np.int64(self.candidates), out)  # fmt: skip
 
 
-def run(
-    data: Spectrum,
-    levels: Array,
+Write = Callable[[SamplerChunk, Any], None]
+
+
+def need_of(
+    data: DeviceSpectrum,
     sampler: Sampler,
-    prior: str,
-    bytes_each: int,
-    evaluate: Callable[[DeviceBlock, Integers], None],
-) -> None:
-    """Call evaluate(block, rows) for blocks that cover the candidates and fit the free memory."""
-    tiles = -(-len(data) // TILE)
+    steps: int,
+    slices: int,
+    endings: tuple[bool, ...],
+    values: int = 0,
+) -> Need:
+    """Return what chunks need: tables, sums over tiles and slices, and `values` results for each eigenvalue."""
+    programs = [
+        device_program(sampler, steps, ending) for ending in endings if not (ending and sampler.above_zero)
+    ]
+    tables = sum(program.outputs + program.instructions.registers for program in programs)
+    return Need(
+        8 * (tables + 5 * data.tiles + 8), 8 * (slices + TILE * values), data.streamed_bytes, data.tiles
+    )
+
+
+def on_device(
+    device: Any, data: DeviceSpectrum, levels: Any, sampler: Sampler, prior: str, write: Write, out: Any
+) -> Any:
+    """Evaluate candidates on the device, chunk by chunk; write(chunk, rows of out) does it. Nothing is waited for."""
+    count, steps = int(levels.shape[0]), int(levels.shape[1]) - 1
+    layout = Layout.of(count, data.size)
+
+    def part(begin: int, end: int, length: int) -> None:
+        chunk = SamplerChunk(device, data, levels[begin:end], sampler, prior, layout, BOTH, length)
+        write(chunk, out[begin:end])
+
+    in_chunks(device, count, need_of(data, sampler, steps, layout.slices, BOTH), part)
+    return out
+
+
+def from_host(
+    data: Spectrum, levels: Array, sampler: Sampler, prior: str, values: int, write: Write, out: Array
+) -> Array:
+    """Evaluate candidates on the host, chunk by chunk: write(chunk, rows of out)."""
+    endings = tuple(ending for ending in BOTH if ((levels[:, -1] == 0.0) == ending).any())
 
     def whole(device: Any) -> None:
-        for rows in _sampler_cpu.row_groups(levels, len(data), TABLE_BYTES, PARTIAL_SUMS):
-            slices = Layout.of(rows.size, len(data)).slices
-            tables = 8 * 64 * 2 * (2 * levels.shape[1] + 9)
+        there = COPIES.spectrum(device, data.eigenvalues, data.counts, data.mean)
+        layout = Layout.of(levels.shape[0], there.size)
 
-            def part(begin: int, end: int, rows: Integers = rows) -> None:
-                some = rows[begin:end]
-                evaluate(DeviceBlock(device, data, levels[some], sampler, prior, rows.size), some)
+        def part(begin: int, end: int, length: int) -> None:
+            some = device.upload(levels[begin:end])
+            write(SamplerChunk(device, there, some, sampler, prior, layout, endings, length), out[begin:end])
 
-            in_chunks(device, rows.size, tables + 8 * tiles * (slices + 1) + bytes_each, part)
+        need = need_of(there, sampler, levels.shape[1] - 1, layout.slices, endings, values)
+        in_chunks(device, levels.shape[0], need, part)
 
     with _gpu_device.current_device() as device:
         with_memory(device, lambda: whole(device))
+    return out
 
 
 def divergence(
@@ -171,27 +264,37 @@ def divergence(
 ) -> Array:
     """Return the divergence of every candidate, with the mean's share."""
     del threads
-    out = np.empty(levels.shape[0])
 
-    def evaluate(block: DeviceBlock, rows: Integers) -> None:
-        out[rows] = block.divergence(metric)
+    def write(chunk: SamplerChunk, out: Array) -> None:
+        values = chunk.device.empty(chunk.candidates)
+        chunk.divergence(metric, values)
+        out[:] = chunk.device.download(values)
 
-    run(data, levels, sampler, prior, 0, evaluate)
-    return out
+    return from_host(data, levels, sampler, prior, 0, write, np.empty(levels.shape[0]))
 
 
 def output_variance(data: Spectrum, levels: Array, sampler: Sampler, prior: str, threads: int) -> Array:
     """Return the variance of y at the last level, (M, d)."""
     del threads
-    out = np.empty((levels.shape[0], len(data)))
-    run(data, levels, sampler, prior, 8 * len(data), lambda block, rows: block.output_variance(out, rows))
-    return out
+
+    def write(chunk: SamplerChunk, out: Array) -> None:
+        for piece in chunk.data.pieces(chunk.length):
+            values = chunk.device.empty((chunk.candidates, piece.size))
+            chunk.output_variance(piece, piece.size, values)
+            out[:, piece.begin : piece.begin + piece.size] = chunk.device.download(values)
+
+    return from_host(data, levels, sampler, prior, 1, write, np.empty((levels.shape[0], len(data))))
 
 
 def trajectory(data: Spectrum, levels: Array, sampler: Sampler, prior: str, threads: int) -> Array:
     """Return the variance of y at every level, (M, N+1, d)."""
     del threads
-    out = np.empty((*levels.shape, len(data)))
-    each = 8 * len(data) * (levels.shape[1] + 1)
-    run(data, levels, sampler, prior, each, lambda block, rows: block.trajectory(out, rows))
-    return out
+    count = levels.shape[1]
+
+    def write(chunk: SamplerChunk, out: Array) -> None:
+        for piece in chunk.data.pieces(chunk.length):
+            values = chunk.device.empty((chunk.candidates, count, piece.size))
+            chunk.trajectory(piece, piece.size, values)
+            out[:, :, piece.begin : piece.begin + piece.size] = chunk.device.download(values)
+
+    return from_host(data, levels, sampler, prior, count, write, np.empty((*levels.shape, len(data))))

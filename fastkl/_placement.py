@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,16 +18,11 @@ from fastkl.spectrum import Spectrum
 if TYPE_CHECKING:
     from fastkl._gpu_arrays import DeviceCall
 
-__all__ = ["PRIORS", "device_call", "is_ddim", "kernels_for", "place_of", "refuse_float32", "run_on"]
+__all__ = ["PRIORS", "device_call", "kernels_for", "refuse_float32", "run_on"]
 
 PRIORS = ("vp", "ve", "flow", "exact")
 
 Array = NDArray[np.float64]
-
-
-def is_ddim(sampler: Any) -> bool:
-    """Return whether a name or an object means DDIM with eta = 0."""
-    return get(sampler).is_ddim
 
 
 def device_call(
@@ -62,11 +56,6 @@ def kernels_for(
     return backend_for(backend, work, 8.0 * (len(data) + levels.size + outputs), threads)
 
 
-def place_of(call: DeviceCall | None) -> AbstractContextManager[Any]:
-    """Return the context that makes a call's device, and so its current stream, the current ones."""
-    return nullcontext() if call is None else call.device
-
-
 def run_on(kernels: Any, backend: str, evaluate: Callable[[Any], Array]) -> Array:
     """Return evaluate(kernels); where "auto" has chosen a GPU and that fails, what the CPU makes of it."""
     if backend != "auto" or not on_gpu(kernels):
@@ -85,9 +74,9 @@ def on_gpu(kernels: Any) -> bool:
     return kernels.__name__ == "fastkl._gpu"
 
 
-def refuse_float32(precision: str, kernels: Any, rule: Sampler) -> None:
-    """Raise if float32 is asked for where there are no kernels for it."""
-    if precision == "float32" and not (rule.is_ddim and on_gpu(kernels)):
+def refuse_float32(precision: str, kernels: Any | None, rule: Sampler) -> None:
+    """Raise if float32 is asked for where there are no kernels for it; None stands for those of arrays on a GPU."""
+    if precision == "float32" and not (rule.is_ddim and (kernels is None or on_gpu(kernels))):
         raise ValueError(
             "precision = 'float32': only DDIM on a GPU has it (backend 'gpu', or arrays on a GPU)"
         )

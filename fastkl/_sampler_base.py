@@ -48,6 +48,9 @@ class Sampler:
         Whether a step multiplies the state by a gain that its two levels alone decide: no noise, no memory.
     check : callable, optional
         check(levels, **options) raises where the options do not go with the candidates (M, N+1).
+    allowed : callable, optional
+        allowed(levels, **options) returns conditions (M,) all of which must hold, or `check` raises. Arrays on a GPU
+        need it beside a `check`: there a candidate for which one does not hold gives NaN.
     """
 
     name: str
@@ -60,6 +63,7 @@ class Sampler:
     least_steps: int = 1
     one_step: bool = False
     check: Callable[..., None] | None = field(default=None, repr=False)
+    allowed: Callable[..., list[Any]] | None = field(default=None, repr=False)
 
     def __repr__(self) -> str:
         options = ", ".join(f"{name}={value!r}" for name, value in self.options)

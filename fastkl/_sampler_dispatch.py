@@ -12,17 +12,13 @@ from fastkl._dispatch import GUARD
 from fastkl._sampler_base import Sampler
 from fastkl.samplers import get
 
-__all__ = ["checked_sampler", "sampler_kernels"]
+__all__ = ["checked_sampler", "refuse_few_steps", "sampler_kernels"]
 
 
 def checked_sampler(sampler: Any, levels: NDArray[np.float64]) -> Sampler:
     """Return the sampler of a name or object, or raise if it does not exist or cannot run on candidates (M, N+1)."""
     found = get(sampler)
-    steps = levels.shape[1] - 1
-    if steps < found.least_steps:
-        raise ValueError(
-            f"sampler = {sampler!r}: needs at least {found.least_steps} steps, sigmas has {steps}"
-        )
+    refuse_few_steps(sampler, levels.shape[1] - 1)
     infinite, zero = np.isinf(levels[:, 0]), levels[:, -1] == 0.0
     if found.finite_start and infinite.any():
         row = int(np.argmax(infinite))
@@ -35,6 +31,13 @@ def checked_sampler(sampler: Any, levels: NDArray[np.float64]) -> Sampler:
     if found.check is not None:
         found.check(levels, **dict(found.options))
     return found
+
+
+def refuse_few_steps(sampler: Any, steps: int) -> None:
+    """Raise if a sampler, by its name or the object, cannot do as few steps."""
+    least = get(sampler).least_steps
+    if steps < least:
+        raise ValueError(f"sampler = {sampler!r}: needs at least {least} steps, sigmas has {steps}")
 
 
 def sampler_kernels(kernels: ModuleType) -> ModuleType:

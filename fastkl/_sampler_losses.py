@@ -18,7 +18,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from fastkl._sampler_program import Program, last_uses
+from fastkl._sampler_program import Program, blank, last_uses
 from fastkl._sampler_tape import Point, Step
 
 __all__ = ["LossTable"]
@@ -48,9 +48,8 @@ class LossTable:
         width = max(map(len, lists))
         self.partners: Integers = np.full((count, width, 4), -1, dtype=np.int64)
         self.reads: Integers = np.full((count, 1 + TERMS), -1, dtype=np.int64)
-        rows = self.tape.levels.shape[0]
-        self.defects = np.zeros((rows, count, width, 1 + 3 * TERMS))
-        self.extras = np.zeros((rows, count, 2))
+        self.defects = blank(self.tape, width, 1 + 3 * TERMS)
+        self.extras = blank(self.tape, 2)
         self._tau: dict[tuple[int, int], Array] = {(0, 0): squared(self.tape.start.level)}
         self._points = [self.tape.start, *(step.point for step in self.tape.steps)]
         for t in range(1, count):
@@ -101,18 +100,19 @@ class LossTable:
             if i != t:
                 row[:, 0] = step.rest * (self.tau(base.index, i) - here * here)
             for n, (point, weight) in enumerate(step.terms):
-                row[:, 1 + 3 * n : 4 + 3 * n] = self.difference(base, point, i) * finite(weight)[:, None]
+                for c, part in enumerate(self.difference(base, point, i)):
+                    row[:, 1 + 3 * n + c] = part * finite(weight)
 
-    def difference(self, b: Point, j: Point, i: int) -> Array:
-        """Return the coefficients of lam^2, lam, 1 of (lam+s_j^2)(lam+s_b^2)(Cov(f_j, y_i) - Cov(f_b, y_i)), (M, 3)."""
+    def difference(self, b: Point, j: Point, i: int) -> tuple[Array, Array, Array]:
+        """Return the coefficients of lam^2, lam, 1 of (lam+s_j^2)(lam+s_b^2)(Cov(f_j, y_i) - Cov(f_b, y_i))."""
         near, far = finite(b.level), finite(j.level)
         of_b, of_j = self.tau(b.index, i), self.tau(j.index, i)
         gap = far - near
         if self.tape.kind == "data":
             first = (of_j - of_b) - gap * (far + near)
-            return np.stack([first, of_j * near * near - of_b * far * far, np.zeros_like(gap)], axis=1)
+            return first, of_j * near * near - of_b * far * far, np.zeros_like(gap)
         middle = (far * of_j - near * of_b) - far * near * gap
-        return np.stack([gap, middle, far * near * (of_j * near - of_b * far)], axis=1)
+        return gap, middle, far * near * (of_j * near - of_b * far)
 
 
 def finite(values: Array) -> Array:

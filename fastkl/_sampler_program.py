@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from fastkl._sampler_base import Sampler, write_tape
 from fastkl._sampler_tape import MOST_TERMS, Step, Tape
 
-__all__ = ["Program", "last_uses"]
+__all__ = ["Program", "blank", "last_uses"]
 
 Array = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -33,9 +33,37 @@ class Program:
         # (M, operations, 13): a; f, g of h = y/(f lam + g); weights of noise; 4 beta; 4 gamma
         self.coefficients = coefficients(self.tape)
 
+    def sizes(self) -> Array:
+        """Return what the GPU's twin of `roundings` takes beside the coefficients, (M, operations, 4).
+
+        Of each operation the sum of the terms' weights without their signs, f and g of its base, and 1 if it jumps to a
+        function value of another point than its base. With noise, the largest size of terms alone, in the first place.
+        """
+        table = blank(self.tape, 4)
+        if self.sampler.stochastic:
+            table[:, 0, 0] = self.largest_terms()
+            return table
+        for i, step in enumerate(self.tape.steps, 1):
+            infinite = np.isinf(step.base.level)
+            here = np.where(infinite, 1.0, step.base.level)
+            weight = sum((np.abs(c) for _, c in step.terms), 0.0 * here)
+            table[:, i, 0] = weight if self.tape.kind == "data" else weight * here
+            table[:, i, 1] = np.where(infinite, 0.0, 1.0)
+            table[:, i, 2] = here * here
+            table[:, i, 3] = 0.0 if step.function is step.base else 1.0
+        return table
+
+    def largest_terms(self) -> Array:
+        """Return the largest sum of a step's weights without their signs, at least 1, (M,)."""
+        most = np.ones_like(self.tape.start.level)
+        for step in self.tape.steps:
+            size = sum((np.abs(weight) for _, weight in step.terms), np.zeros_like(most))
+            most = np.maximum(most, size if self.tape.kind == "data" else size / step.point.level)
+        return most
+
     def deviations(self) -> Array:
         """Return what fastkl.kernels.sampler_deviation takes in place of the coefficients, (M, operations, 18)."""
-        table = np.zeros((self.tape.levels.shape[0], len(self.tape.steps) + 1, 6 + 4 * (MOST_TERMS - 1)))
+        table = blank(self.tape, 6 + 4 * (MOST_TERMS - 1))
         for i, point in enumerate([self.tape.start, *(step.point for step in self.tape.steps)]):
             table[:, i, 0], table[:, i, 1] = unit_vector(point.level)
         for i, step in enumerate(self.tape.steps, 1):
@@ -51,10 +79,7 @@ class Program:
         """
         rows, count = len(self.coefficients), len(self.operations)
         if self.sampler.stochastic:
-            most = np.ones(rows)
-            for step in self.tape.steps:
-                size = np.asarray(sum((np.abs(weight) for _, weight in step.terms), np.zeros(rows)))
-                most = np.maximum(most, size if self.tape.kind == "data" else size / step.point.level)
+            most = self.largest_terms()
             return count * most[:, None] * np.ones_like(x)
         total, gain = np.zeros((rows, x.size)), np.ones((rows, x.size))
         points = [self.tape.start, *(step.point for step in self.tape.steps)]
@@ -136,9 +161,14 @@ def allocate(tape: Tape) -> tuple[Integers, int]:
     return operations, used
 
 
+def blank(tape: Tape, *columns: int) -> Array:
+    """Return a table of zeros with rows for all operations: numbers, or objects where the levels are symbols."""
+    return np.zeros((tape.levels.shape[0], len(tape.steps) + 1, *columns), dtype=tape.levels.dtype)
+
+
 def coefficients(tape: Tape) -> Array:
     """Return the coefficients of all operations, (M, operations, 5 + 8)."""
-    table = np.zeros((tape.levels.shape[0], len(tape.steps) + 1, 5 + 2 * MOST_TERMS))
+    table = blank(tape, 5 + 2 * MOST_TERMS)
     for i, point in enumerate([tape.start, *(step.point for step in tape.steps)]):
         infinite = np.isinf(point.level)
         table[:, i, 1] = np.where(infinite, 0.0, 1.0)

@@ -164,15 +164,21 @@ def prk(middles: Sequence[float] | None = None) -> Sampler:
         decreasing("middles", values)
         middles = tuple(values.tolist())
     options = (("middles", middles),)
-    return Sampler("prk", draw_prk, options, order=2, finite_start=True, least_steps=4, check=check_middles)
+    return Sampler("prk", draw_prk, options, order=2, finite_start=True, least_steps=4, check=check_middles,
+                   allowed=middles_within)  # fmt: skip
+
+
+def middles_within(levels: Array, middles: tuple[float, ...] | None) -> list[Array]:
+    """Return, for each of the middles, whether it lies within its step, (M,)."""
+    return [(levels[:, k] > m) & (levels[:, k + 1] < m) for k, m in enumerate(middles or ())]
 
 
 def check_middles(levels: Array, middles: tuple[float, ...] | None) -> None:
     """Raise unless each of the middles lies within its step in every candidate."""
     if middles is not None:
-        within = (levels[:, :3] > middles) & (levels[:, 1:4] < middles)
+        within = np.array([inside.all() for inside in middles_within(levels, middles)])
         rule = "must lie between the levels before and after its step in every candidate"
-        check_all("middles", np.array(middles), within.all(axis=0), rule)
+        check_all("middles", np.array(middles), within, rule)
 
 
 def draw_prk(tape: Tape, middles: tuple[float, ...] | None) -> list[Point]:

@@ -11,10 +11,8 @@ from fastkl._candidates import candidate_levels
 from fastkl._placement import (
     PRIORS,
     device_call,
-    is_ddim,
     kernels_for,
     on_gpu,
-    place_of,
     refuse_float32,
     run_on,
 )
@@ -23,6 +21,7 @@ from fastkl._sampler_dispatch import checked_sampler, sampler_kernels
 from fastkl._stand_in import doubtful, stand_in
 from fastkl._threads import thread_count
 from fastkl._validation import choice, real_number
+from fastkl.samplers import get
 from fastkl.spectrum import Spectrum, as_spectrum
 
 __all__ = ["METRICS", "PRECISIONS", "PRIORS", "divergence", "output_variance", "trajectory"]
@@ -95,13 +94,14 @@ def divergence(
     -------
     float or ndarray, shape (M,)
         The divergence of each candidate (in nats; for ``w2`` in squared data units); a float for one candidate. For
-        arrays on a GPU a CuPy array, shape (M,) or ().
+        arrays on a GPU a CuPy array, shape (M,) or (), with NaN where a value breaks the rules.
 
     Raises
     ------
     ValueError
         If an argument has a value or a shape outside the rules above, or an eigenvalue is 0 where the divergence is not
-        finite: `metric` is not ``w2`` and a candidate ends at 0. Add a floor (`Spectrum.floored`) or end above 0.
+        finite: `metric` is not ``w2`` and a candidate ends at 0. Add a floor (`Spectrum.floored`) or end above 0. The
+        values of arrays on a GPU are not waited for and never raise: see Returns and Notes.
     TypeError
         If an argument is of the wrong kind, or one array is on a GPU and the other is not.
     RuntimeError
@@ -109,11 +109,11 @@ def divergence(
 
     Notes
     -----
-    Arrays on a GPU: DDIM is queued on CuPy's current stream and nothing is waited for, so their values cannot raise; a
-    candidate or a spectrum that breaks the rules gives NaN. A `Spectrum` (the way to give counts or a mean) is copied
-    to the GPU in the first call and that copy kept with it. `rtol` plays no part. The coefficients of other
-    samplers are made on the host: there the arguments are copied to the host first, which waits for the stream. Other
-    libraries' arrays must stay alive and unchanged until the stream's work is done: PyTorch's allocator, for one, does
+    Arrays on a GPU: all work is queued on CuPy's current stream and nothing is waited for, so their values cannot
+    raise; a candidate or a spectrum that breaks the rules, or a candidate on which the sampler cannot run, gives NaN.
+    A `Spectrum` (the way to give counts or a mean) is copied to the GPU in the first call and that copy kept with it,
+    and so is what a sampler does in N steps. `rtol` plays no part. Other libraries' arrays must stay alive and
+    unchanged until the stream's work is done: PyTorch's allocator, for one, does
     not know that CuPy's stream still reads them. First calls may wait for the whole device, because the driver loads
     kernels at their first use; `fastkl.warmup(backend="gpu")` does that at a time of your choice. If "auto" has chosen
     a GPU for arrays of the host and that fails, the CPU is taken, with one warning in a process.
@@ -124,12 +124,11 @@ def divergence(
     for each of the d M evaluations of the network, four to seven times as much where more digits are needed, with the
     same bound on the error (a sampler that happens to cancel the prior's mismatch loses as many digits as that
     cancels). Memory beyond arguments and result: at most about 50 MB; on a GPU up to half of what is free there but
-    at most 1 GiB, and the copies of a `Spectrum`, one for each of the four streams that used it last. Relative
-    error: below 1e-10 for eigenvalues in [1e-12, 1e12], non-zero sigmas in [1e-4, 1e5] and N <= 1000, down to
-    divergences of 1e-12 and less; below 1e-12 is usual. A non-zero mean of the data adds e^2/(2v), e^2/(2t), their
-    sum, or e^2 (e the mean's error at the last level, v the output and t the target variance). A single step from
-    inf to 0 returns no variance at all: inf,
-    except for ``w2``.
+    at most 1 GiB, and the copies of a `Spectrum`, one for each of the four streams that used it last (one for which
+    there is no room is copied piece by piece in each call). Relative error: below 1e-10 for eigenvalues in [1e-12,
+    1e12], non-zero sigmas in [1e-4, 1e5] and N <= 1000, down to divergences of 1e-12 and less; below 1e-12 is usual. A
+    non-zero mean of the data adds e^2/(2v), e^2/(2t), their sum, or e^2 (e the mean's error at the last level, v the
+    output and t the target variance). A single step from inf to 0 returns no variance at all: inf, except for ``w2``.
 
     References
     ----------
@@ -148,28 +147,24 @@ def divergence(
     choice("precision", precision, PRECISIONS)
     call = device_call(spectrum, sigmas, sampler, prior, backend, num_threads)
     rtol = real_number("rtol", rtol, at_least=0.0, below=1.0)
-    if call is not None and is_ddim(sampler):
-        return call.divergence(metric, prior, precision)
-    with place_of(call):
-        where = (spectrum, sigmas) if call is None else call.on_host()
-        data, levels, single, rule, threads = checked(*where, sampler, prior, num_threads)
-        if metric != "w2":
-            refuse_zero_eigenvalue(data, levels, metric, isinstance(spectrum, Spectrum))
-        wanted = backend if call is None else "gpu"
-        kernels = kernels_for(wanted, data, levels, rule, levels.shape[0], threads)
-        refuse_float32(precision, kernels, rule)
-        small = stand_in(data, levels, rtol) if rtol and rule.is_ddim and precision == "float64" else None
+    if call is not None:
+        refuse_float32(precision, None, get(sampler))
+        return call.divergence(metric, sampler, prior, precision)
+    data, levels, single, rule, threads = checked(spectrum, sigmas, sampler, prior, num_threads)
+    if metric != "w2":
+        refuse_zero_eigenvalue(data, levels, metric, isinstance(spectrum, Spectrum))
+    kernels = kernels_for(backend, data, levels, rule, levels.shape[0], threads)
+    refuse_float32(precision, kernels, rule)
+    small = stand_in(data, levels, rtol) if rtol and rule.is_ddim and precision == "float64" else None
 
-        def evaluate(kernels: Any) -> Array:
-            values = evaluated(kernels, small or data, levels, metric, rule, prior, threads, precision)
-            again = np.zeros(0, bool) if small is None else doubtful(small, levels, values, metric, prior)
-            if again.any():
-                values[again] = evaluated(kernels, data, levels[again], metric, rule, prior, threads)
-            return values
+    def evaluate(kernels: Any) -> Array:
+        values = evaluated(kernels, small or data, levels, metric, rule, prior, threads, precision)
+        again = np.zeros(0, bool) if small is None else doubtful(small, levels, values, metric, prior)
+        if again.any():
+            values[again] = evaluated(kernels, data, levels[again], metric, rule, prior, threads)
+        return values
 
-        values = run_on(kernels, wanted, evaluate)
-        if call is not None:
-            return call.returned(values)
+    values = run_on(kernels, backend, evaluate)
     return float(values[0]) if single else values
 
 
@@ -275,7 +270,7 @@ def output_variance(
     -------
     ndarray, shape (d,) or (M, d)
         Variances in squared data units, one for each entry of the spectrum (counts play no part); a CuPy array for
-        arrays on a GPU.
+        arrays on a GPU, with NaN for candidates that break the rules, and for all where an eigenvalue does.
 
     Raises
     ------
@@ -298,9 +293,9 @@ def output_variance(
     array([1.5703, 0.3345])
     """
     call = device_call(spectrum, sigmas, sampler, prior, backend, num_threads)
-    if call is not None and is_ddim(sampler):
-        return call.output_variance(prior)
-    return variances("output_variance", call, spectrum, sigmas, sampler, prior, num_threads, backend)
+    if call is not None:
+        return call.output_variance(sampler, prior)
+    return variances("output_variance", spectrum, sigmas, sampler, prior, num_threads, backend)
 
 
 def trajectory(
@@ -337,7 +332,7 @@ def trajectory(
     -------
     ndarray, shape (N+1, d) or (M, N+1, d)
         Variances in squared data units, from the prior (inf where the first level is inf) to the output; a CuPy array
-        for arrays on a GPU.
+        for arrays on a GPU, with NaN for candidates that break the rules, and for all where an eigenvalue does.
 
     Raises
     ------
@@ -363,39 +358,26 @@ def trajectory(
            [ 0.4]])
     """
     call = device_call(spectrum, sigmas, sampler, prior, backend, num_threads)
-    if call is not None and is_ddim(sampler):
-        return call.trajectory(prior)
-    return variances("trajectory", call, spectrum, sigmas, sampler, prior, num_threads, backend)
+    if call is not None:
+        return call.trajectory(sampler, prior)
+    return variances("trajectory", spectrum, sigmas, sampler, prior, num_threads, backend)
 
 
 def variances(
-    name: str,
-    call: Any,
-    spectrum: Any,
-    sigmas: Any,
-    sampler: Any,
-    prior: Any,
-    num_threads: Any,
-    backend: str,
+    name: str, spectrum: Any, sigmas: Any, sampler: Any, prior: Any, num_threads: Any, backend: str
 ) -> Any:
-    """Return `output_variance` or `trajectory`, by its name, of arguments on the host or copied there."""
-    with place_of(call):
-        where = (spectrum, sigmas) if call is None else call.on_host()
-        data, levels, single, rule, threads = checked(*where, sampler, prior, num_threads)
-        rows = levels.shape[0] if name == "output_variance" else levels.size
+    """Return `output_variance` or `trajectory`, by its name, of arguments on the host."""
+    data, levels, single, rule, threads = checked(spectrum, sigmas, sampler, prior, num_threads)
+    rows = levels.shape[0] if name == "output_variance" else levels.size
 
-        def evaluate(kernels: Any) -> Array:
-            if rule.is_ddim:
-                values: Array = getattr(kernels, name)(data.eigenvalues, levels, prior, threads)
-            else:
-                values = getattr(sampler_kernels(kernels), name)(data, levels, rule, prior, threads)
-            return values
+    def evaluate(kernels: Any) -> Array:
+        if rule.is_ddim:
+            values: Array = getattr(kernels, name)(data.eigenvalues, levels, prior, threads)
+        else:
+            values = getattr(sampler_kernels(kernels), name)(data, levels, rule, prior, threads)
+        return values
 
-        wanted = backend if call is None else "gpu"
-        kernels = kernels_for(wanted, data, levels, rule, rows * len(data), threads)
-        values = run_on(kernels, wanted, evaluate)
-        if call is not None:
-            return call.returned(values)
+    values = run_on(kernels_for(backend, data, levels, rule, rows * len(data), threads), backend, evaluate)
     return values[0] if single else values
 
 

@@ -129,6 +129,15 @@ def mismatch(x, first, prior):
 
 
 @kernel
+def start_ratio(x, first, prior):
+    """Return v0/(x + s_0^2), where 1 plus the mismatch would cancel if v0 is much less."""
+    if math.isinf(first) or prior == EXACT:
+        return 1.0
+    missing = 0.0 if prior == VE else 1.0 + 2.0 * first if prior == FLOW else 1.0
+    return (missing + first * first) / (x + first * first)
+
+
+@kernel
 def deviation(x, levels, prior, operations, c, noise_form, until, bank, scratch, gain, r, z):
     """Write the gain, r and z = r - 1 of the state of operation `until`; where the true variance is 0: 0, 1, 0."""
     for i in range(until + 1):
@@ -144,7 +153,7 @@ def deviation(x, levels, prior, operations, c, noise_form, until, bank, scratch,
         u = (out[HIGH, j] - 1.0) + out[LOW, j]
         start = mismatch(x[j], first, prior)
         square = u * (2.0 + u)
-        r[j] = (1.0 + start) * (g * g)
+        r[j] = start_ratio(x[j], first, prior) * (g * g)
         z[j] = start + (square + start * square)
         if abs(z[j]) > 0.5:
             z[j] = r[j] - 1.0

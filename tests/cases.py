@@ -98,3 +98,14 @@ LARGE_SHAPES = {
     "thousand_steps": (10_000, 4, 1000),
     "hundred_steps": (100_000, 8, 100),
 }
+
+
+def variance_difference(got, expected, eigenvalues, levels):
+    """The largest difference of a sampler's variances (..., N+1, d), relative to them or to the true ones.
+
+    Where a sampler's gain all but cancels, before its last level, its coefficients' last bits decide the variance.
+    """
+    true = eigenvalues + np.square(levels)[..., None]
+    with np.errstate(all="ignore"):
+        error = np.where(got == expected, 0.0, np.abs(got - expected) / np.maximum(expected, true))
+    return float(np.where(np.isnan(error), np.inf, error).max())

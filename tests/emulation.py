@@ -8,10 +8,12 @@ FASTKL_EMULATION_FLAGS (say "-fsanitize=address,undefined") the sources are buil
 import ctypes
 import hashlib
 import os
+import re
 import shlex
 import shutil
 import subprocess
 import tempfile
+import weakref
 from functools import cache
 from pathlib import Path
 
@@ -52,6 +54,15 @@ def host_source():
         for name in instances(source)
     ]
     return "\n".join([source, WALKER, *launches])
+
+
+@cache
+def parameters(name):
+    """The C types of a kernel's parameters, without qualifiers: a launch on a GPU does not check them."""
+    source = unit(FOLDER).replace("\\\n", "\n")
+    found = re.search(rf"^KERNEL {name}\((.*?)\)\s*\{{", source, re.MULTILINE | re.DOTALL)
+    found = found or re.search(r"KERNEL NAME\((.*?)\)\s*\{", source, re.DOTALL)
+    return [re.sub(r"const|RESTRICT|\w+$", "", p.strip()).replace(" ", "") for p in found[1].split(",")]
 
 
 def fused():
@@ -113,6 +124,11 @@ class HostArray:
     def __array__(self, *_, **__):
         raise TypeError("implicit conversion to NumPy")
 
+    def __bool__(self):
+        raise TypeError("the truth of an array waits for its values")
+
+    __len__ = __iter__ = __float__ = __int__ = __bool__
+
 
 class HostDevice:
     """A device of `memory` bytes on the host. `log` has the launches, `failures` how often memory ran out."""
@@ -127,6 +143,7 @@ class HostDevice:
         self.current_stream = 0
         self.log, self.failures, self.downloads, self.uploads = [], 0, 0, 0
         self.entered, self.loaded = 0, False
+        self.held, self.peak = 0, 0  # bytes of arrays that are alive, and the most there ever were
 
     def __enter__(self):
         self.entered += 1
@@ -150,11 +167,20 @@ class HostDevice:
             self.failures += 1
             raise self.OutOfMemory(f"{array.nbytes} bytes")
         array.view(np.uint8).fill(0xFF)  # NaN: whatever is read before it is written shows
-        return HostArray(array)
+        return self.counted(array)
 
     def upload(self, array):
         self.uploads += 1
-        return HostArray(np.array(array, order="C"))
+        return self.counted(np.array(array, order="C"))
+
+    def counted(self, array):
+        self.hold(array.nbytes)
+        weakref.finalize(array, self.hold, -array.nbytes)
+        return HostArray(array)
+
+    def hold(self, size):
+        self.held += size
+        self.peak = max(self.peak, self.held)
 
     def download(self, array):
         self.downloads += 1
@@ -183,17 +209,24 @@ class HostDevice:
         if count <= 0:
             return
         threads = -(-count // _gpu_device.BLOCK) * _gpu_device.BLOCK  # the last block's tail as on a GPU
-        boxed = [box(argument) for argument in arguments]
+        boxed = [box(argument, kind) for argument, kind in zip(arguments, parameters(name), strict=True)]
         pointers = (ctypes.c_void_p * len(boxed))(*(ctypes.addressof(value) for value in boxed))
         getattr(library(), f"launch_{name}")(ctypes.c_longlong(threads), pointers)
 
 
-def box(argument):
-    """An argument as the C type of the kernel's parameter."""
+KINDS = {np.int64: ("int64", ctypes.c_longlong), np.int32: ("int", ctypes.c_int),
+         np.float64: ("double", ctypes.c_double), np.float32: ("float", ctypes.c_float)}  # fmt: skip
+
+
+def box(argument, kind):
+    """An argument as the C type of the kernel's parameter, which must be of that very type."""
     if argument is None:
+        assert kind.endswith("*")
         return ctypes.c_void_p(0)
     if isinstance(argument, HostArray):
         assert argument.values.flags.c_contiguous
+        assert KINDS[argument.dtype.type][0] + "*" == kind
         return ctypes.c_void_p(argument.values.ctypes.data)
-    kinds = {np.int64: ctypes.c_longlong, np.int32: ctypes.c_int, np.float64: ctypes.c_double}
-    return kinds[type(argument)](argument.item())
+    name, made = KINDS[type(argument)]
+    assert name == kind
+    return made(argument.item())

@@ -5,8 +5,8 @@ import threading
 
 import numpy as np
 import pytest
-from cases import METRICS, PRIORS, SCHEDULES, SMALL_SHAPES, SPECTRA
-from test_gpu_emulated import AGREEMENT, BAD_LEVELS, largest_difference
+from cases import METRICS, PRIORS, SCHEDULES, SMALL_SHAPES, SPECTRA, variance_difference
+from device_cases import AGREEMENT, BAD_LEVELS, largest_difference
 
 import fastkl
 from fastkl import _gpu_device, samplers
@@ -45,9 +45,12 @@ def test_samplers_agree_with_the_cpu(name):
         if rule.above_zero and levels[0, -1] == 0.0:
             levels = levels[:, :-1]
         spectrum = fastkl.Spectrum(**SPECTRA["with_mean"](size))
-        for function in (fastkl.divergence, fastkl.output_variance, fastkl.trajectory):
+        for function in (fastkl.divergence, fastkl.output_variance):
             cpu, gpu = (function(spectrum, levels, sampler=name, backend=b) for b in ("cpu", "gpu"))
             assert largest_difference(gpu, cpu) <= AGREEMENT
+        cpu, gpu = (fastkl.trajectory(spectrum, levels, name, backend=b) for b in ("cpu", "gpu"))
+        assert largest_difference(gpu[:, -1], cpu[:, -1]) <= AGREEMENT
+        assert variance_difference(gpu, cpu, spectrum.eigenvalues, levels) <= AGREEMENT
 
 
 def test_the_same_bits_every_time():
@@ -56,11 +59,12 @@ def test_the_same_bits_every_time():
     assert all((fastkl.divergence(spectrum, levels, backend="gpu") == first).all() for _ in range(5))
 
 
-def test_work_is_queued_on_the_current_stream(cupy):
+@pytest.mark.parametrize("sampler", ["ddim", "heun", "dpmpp_2m", "euler_ancestral"])
+def test_work_is_queued_on_the_current_stream(cupy, sampler):
     """The result is right though the stream still has a long wait before the inputs are written."""
     levels, eigenvalues = SCHEDULES["karras"](5, 9), SPECTRA["log_normal"](1500)["eigenvalues"]
-    expected = fastkl.divergence(eigenvalues, levels)
-    fastkl.divergence(cupy.asarray(eigenvalues), cupy.asarray(levels))  # compiled
+    expected = fastkl.divergence(eigenvalues, levels, sampler=sampler)
+    fastkl.divergence(cupy.asarray(eigenvalues), cupy.asarray(levels), sampler=sampler)  # compiled
     spin = cupy.RawKernel(
         'extern "C" __global__ void spin(long long n) { long long t = clock64(); while (clock64() - t < n) {} }',
         "spin",
@@ -72,7 +76,7 @@ def test_work_is_queued_on_the_current_stream(cupy):
     with stream:
         spin((1,), (1,), (np.int64(2_000_000_000),))
         target[:] = source
-        got = fastkl.divergence(target, sigmas)
+        got = fastkl.divergence(target, sigmas, sampler=sampler)
         done.record()
         assert not done.done  # the call returned while the wait went on
     stream.synchronize()

@@ -1,6 +1,5 @@
 """The CUDA sources without a GPU: compilers accept them, nothing spills, sanitizers are content, wheels have them."""
 
-import ctypes
 import importlib
 import json
 import os
@@ -13,12 +12,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import emulation
-import numpy as np
 import pytest
 
-import fastkl
-from fastkl import _gpu_costs, _gpu_device
-from fastkl._gpu_source import FLAGS, OLDEST, digest, instances, unit
+from fastkl import _gpu_device
+from fastkl._gpu_source import FLAGS, OLDEST, digest, instances, parts, unit
 
 ROOT = Path(__file__).resolve().parents[1]
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "sm_120")
@@ -63,6 +60,17 @@ def test_nvrtc_compiles_every_kernel_for_every_architecture_without_spills(compi
         assert "warning" not in log, log
         assert not spills(log), target
         assert all(name.encode() in code for name in instances(SOURCE)), target
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the package nvidia-cuda-nvrtc is for Linux")
+def test_nvrtc_compiles_every_part_by_itself(compilers):
+    """What CuPy compiles at first use."""
+    nvrtc, found = compilers.Nvrtc(), []
+    for text in set(parts(emulation.FOLDER).values()):
+        code, log = nvrtc.compile(text, f"compute_{OLDEST}", FLAGS)
+        assert set(re.findall(r"warning #(\d+)", log)) <= {"177"}, log  # a constant that only other parts use
+        found += [name for name in instances(text) if f".entry {name}(".encode() in code]
+    assert sorted(found) == instances(SOURCE)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the package nvidia-cuda-nvrtc is for Linux")
@@ -134,6 +142,12 @@ for size, count in ((1, 1), (7, 2), (9, 33), (1024, 3), (1033, 1), (2055, 5)):
             levels = SCHEDULES[name](count, 5)
             for function in (fastkl.divergence, fastkl.output_variance, fastkl.trajectory):
                 function(spectrum, levels, sampler=sampler, backend="gpu")
+                arrays = map(emulation.HostArray, (np.array(spectrum.eigenvalues), levels))
+                function(*arrays, sampler=sampler)
+device.claimed = 30_000  # pieces
+for sampler in ("ddim", "heun", "euler_ancestral"):
+    for function in (fastkl.divergence, fastkl.output_variance, fastkl.trajectory):
+        function(spectrum, SCHEDULES["fine"](5, 16), sampler=sampler, backend="gpu")
 """
 # One row too many: what the sanitizer is there for.
 WRONG = """
@@ -171,7 +185,7 @@ def test_sanitizers_find_a_read_beyond_the_end(tmp_path):
     assert "AddressSanitizer: heap-buffer-overflow" in done.stderr
 
 
-# Wheels and the loader
+# Wheels
 
 
 def test_a_wheel_has_sources_and_kernels_that_belong_to_them(compilers, tmp_path):
@@ -272,284 +286,3 @@ def test_where_nvcc_fails_nvrtc_is_tried(compilers, monkeypatch):
     monkeypatch.setattr(compilers, "Nvrtc", absent)
     with pytest.raises(compilers.CompileError, match="nvcc refuses; NVRTC is not found"):
         compilers.compile_ahead("", "sm_90", ())
-
-
-def test_the_loader_takes_only_what_belongs_to_the_sources(tmp_path):
-    names = [f"fastkl-compute_{OLDEST}.ptx", "fastkl-sm_90.cubin"]
-    assert _gpu_device.ahead_of_time(tmp_path, "x", 90) == []
-    (tmp_path / "built.json").write_text(json.dumps({"digest": "x", "files": names}))
-    assert [path.name for path in _gpu_device.ahead_of_time(tmp_path, "x", 90)] == [names[1], names[0]]
-    assert [path.name for path in _gpu_device.ahead_of_time(tmp_path, "x", 120)] == [names[0]]
-    assert _gpu_device.ahead_of_time(tmp_path, "x", 75) == []
-    assert _gpu_device.ahead_of_time(tmp_path, "y", 90) == []
-    cubins = ["fastkl-sm_80.cubin", "fastkl-sm_86.cubin", "fastkl-sm_90.cubin", "fastkl-sm_100.cubin"]
-    (tmp_path / "built.json").write_text(json.dumps({"digest": "x", "files": [*cubins, names[0]]}))
-    for capability, suits in ((80, cubins[:1]), (89, [cubins[1], cubins[0]]), (103, cubins[3:]), (120, [])):
-        found = [path.name for path in _gpu_device.ahead_of_time(tmp_path, "x", capability)]
-        assert found == [*suits, names[0]]
-
-
-class FakeModule:
-    def __init__(self, refused, **made):
-        self.made, self.refused, self.asked = made, refused, set()
-
-    def get_function(self, name):
-        assert name in instances(SOURCE)
-        self.found = name
-        return self
-
-    def __call__(self, *launch):
-        self.launched = self.found, launch
-
-    @property
-    def num_regs(self):
-        if "path" in self.made and self.refused:
-            raise RuntimeError("unsupported PTX version")
-        self.asked.add(self.found)
-        return 32
-
-
-def fake_device(capability, refused=False):
-    """A CupyDevice on a stand-in for CuPy that loads everything, or refuses files."""
-    device = object.__new__(_gpu_device.CupyDevice)
-    device.number, device._module, device._functions, device.how = 0, None, {}, "not loaded"
-    device._cupy = types.SimpleNamespace(
-        RawModule=lambda **made: FakeModule(refused, **made),
-        cuda=types.SimpleNamespace(
-            Device=lambda _: types.SimpleNamespace(compute_capability=str(capability))
-        ),
-    )
-    return device
-
-
-def test_the_loader_says_how_the_kernels_came(tmp_path, monkeypatch):
-    for path in emulation.FOLDER.glob("*.cu*"):
-        (tmp_path / path.name).write_bytes(path.read_bytes())
-    monkeypatch.setattr(_gpu_device, "source_folder", lambda: tmp_path)
-    device = fake_device(90)
-    assert device.module().made == {"code": SOURCE, "options": FLAGS}
-    assert device.how == "compiled by CuPy at first use (nothing was compiled ahead of time)"
-    assert "none compiled ahead of time" in _gpu_device.ahead_of_time_files()
-    name = f"fastkl-compute_{OLDEST}.ptx"
-    (tmp_path / "built.json").write_text(json.dumps({"digest": digest(SOURCE), "files": [name]}))
-    device = fake_device(90)
-    assert device.module().made == {"path": str(tmp_path / name)}
-    assert device.how == f"compiled ahead of time ({name})"
-    assert name in _gpu_device.ahead_of_time_files()
-    device = fake_device(90, refused=True)
-    assert device.module().made["code"] == SOURCE
-    assert f"{name} was refused: unsupported PTX version" in device.how
-    (tmp_path / "built.json").write_text(json.dumps({"digest": "old", "files": [name]}))
-    assert "of other sources" in _gpu_device.ahead_of_time_files()
-
-
-def test_a_launch_has_whole_blocks_and_null_pointers():
-    device = fake_device(90)
-    device.launch("group_sums", 129, None, np.int64(3))
-    name, (grid, block, arguments) = device.module().launched
-    assert (name, grid, block) == ("group_sums", (2,), (128,))
-    assert [(type(value), value) for value in arguments] == [(np.uint64, 0), (np.int64, 3)]
-    device.module().launched = None
-    device.launch("group_sums", 0)
-    assert device.module().launched is None
-
-
-class FakeCuda:
-    """CuPy's devices: entering one keeps, in the object that was entered, which was current before."""
-
-    def __init__(self):
-        self.current, self.asked = 0, 0
-        self.runtime = self
-
-    def getDeviceProperties(self, number):
-        self.asked += 1
-        return {"name": f"card {number}".encode()}
-
-    def Device(self, number):
-        before = []
-
-        class Entered:
-            def __enter__(_):
-                before.append(self.current)
-                self.current = number
-
-            def __exit__(_, *error):
-                self.current = before.pop()
-
-        return Entered()
-
-
-def test_devices_are_entered_and_left_in_turn():
-    cuda = FakeCuda()
-    first, second = fake_device(90), fake_device(90)
-    for number, device in enumerate((first, second)):
-        device.number, device._cupy = number, types.SimpleNamespace(cuda=cuda)
-    with second:
-        assert cuda.current == 1
-        with first, second:
-            assert cuda.current == 1
-        assert cuda.current == 1
-        with first:
-            assert cuda.current == 0
-    assert cuda.current == 0
-    with pytest.raises(KeyError), second:
-        raise KeyError
-    assert cuda.current == 0
-    assert [second.name, second.name, cuda.asked] == ["card 1", "card 1", 1]  # asked for once
-
-
-def test_an_upload_keeps_the_shape_and_makes_rows_contiguous():
-    device = fake_device(90)
-    device._cupy.asarray = lambda array: array
-    for array in (
-        np.float64(3.0),
-        np.array(3.0),
-        np.ones(1),
-        np.ones((2, 3)),
-        np.asfortranarray(np.ones((2, 3))),
-    ):
-        got = device.upload(array)
-        assert got.shape == array.shape
-        assert got.flags.c_contiguous
-        assert (got == array).all()
-
-
-def test_warmup_loads_every_kernel(monkeypatch):
-    device = fake_device(90)
-    device.load_all()
-    assert device.module().asked == set(instances(SOURCE))
-    host = emulation.HostDevice()
-    monkeypatch.setattr(_gpu_device, "current_device", lambda: host)
-    assert fastkl.warmup(backend="gpu") >= 0.0
-    assert (host.loaded, host.entered) == (True, 0)
-
-
-# What is missing, and when a GPU pays
-
-
-def test_what_is_missing_is_named_in_order(monkeypatch):
-    monkeypatch.delitem(sys.modules, "cupy", raising=False)
-    monkeypatch.setattr(_gpu_device.importlib.util, "find_spec", lambda name: None)
-    assert "the package CuPy is not installed" in _gpu_device.missing()
-    assert "fastkl[gpu-cuda12]" in _gpu_device.missing()
-
-    count, libraries = [0], []
-
-    def driver(name):
-        libraries.append(name)
-        if len(libraries) == 1:
-            raise OSError(name)
-
-    runtime = types.SimpleNamespace(getDeviceCount=lambda: count[0])
-    cupy = types.SimpleNamespace(cuda=types.SimpleNamespace(runtime=runtime))
-    monkeypatch.setattr(ctypes, "CDLL", driver)
-    monkeypatch.setitem(sys.modules, "cupy", cupy)
-    assert "no NVIDIA driver" in _gpu_device.missing()
-    assert _gpu_device.missing() == "CuPy finds no device"
-    count[0] = 1
-    assert _gpu_device.missing() is None
-
-    def broken():
-        raise RuntimeError("cudaErrorInsufficientDriver")
-
-    runtime.getDeviceCount = broken
-    assert "cudaErrorInsufficientDriver" in _gpu_device.missing()
-
-
-def test_without_measured_costs_the_cpu_is_taken(monkeypatch):
-    monkeypatch.setattr(
-        _gpu_device, "missing", lambda: pytest.fail("nothing was measured: no GPU is looked for")
-    )
-    monkeypatch.setattr(_gpu_costs, "costs", lambda: {"cards": {}})
-    assert not _gpu_costs.gpu_pays(1e18, 0.0, 1)
-
-
-def test_a_gpu_pays_where_its_costs_say_so(monkeypatch):
-    card = {"launch_s": 1e-4, "bytes_per_s": 1e10, "pairs_per_s": 1e12}
-    monkeypatch.setattr(_gpu_costs, "costs", lambda: {"cpu_pairs_per_s": 1e9, "cards": {"card": card}})
-    monkeypatch.setattr(_gpu_device, "missing", lambda: None)
-    monkeypatch.setattr(_gpu_device, "current_device", lambda: types.SimpleNamespace(name="card"))
-    assert _gpu_costs.gpu_pays(1e9, 1e7, 8)  # 125 ms here, 2 ms there
-    assert not _gpu_costs.gpu_pays(1e5, 1e7, 8)  # 12 us here
-    assert not _gpu_costs.gpu_pays(1e9, 1e9, 8)  # 101 ms there, most of it transfer: not twice as fast
-    monkeypatch.setattr(_gpu_device, "current_device", lambda: types.SimpleNamespace(name="another"))
-    assert not _gpu_costs.gpu_pays(1e9, 1e7, 8)
-    monkeypatch.setattr(_gpu_device, "missing", lambda: "no driver")
-    assert not _gpu_costs.gpu_pays(1e9, 1e7, 8)
-
-
-@pytest.fixture
-def trusted(monkeypatch):
-    """A GPU that "auto" expects to pay, whatever the problem."""
-    device = emulation.HostDevice()
-    card = {"launch_s": 0.0, "bytes_per_s": 1e30, "pairs_per_s": 1e30}
-    monkeypatch.setattr(_gpu_costs, "costs", lambda: {"cpu_pairs_per_s": 1e9, "cards": {"host": card}})
-    monkeypatch.setattr(_gpu_costs, "TRUST", _gpu_costs.Trust())
-    monkeypatch.setattr(_gpu_device, "missing", lambda: None)
-    monkeypatch.setattr(_gpu_device, "current_device", lambda: device)
-    return device
-
-
-def every_function(**options):
-    """The results of the functions on a small problem."""
-    problem = [1.0, 2.0, 3.0], [[3.0, 1.0, 0.0], [4.0, 1.0, 0.0]]
-    functions = (fastkl.divergence, fastkl.output_variance, fastkl.trajectory)
-    return np.concatenate([function(*problem, **options).ravel() for function in functions])
-
-
-def test_auto_takes_the_cpu_where_the_gpu_fails_and_warns_once(trusted, monkeypatch):
-    expected, tried = every_function(backend="cpu"), []
-
-    def launch(*arguments):
-        tried.append(arguments)
-        raise RuntimeError("NVRTC is not found")
-
-    assert np.allclose(every_function(), expected, rtol=1e-12)
-    assert trusted.log
-    monkeypatch.setattr(trusted, "launch", launch)
-    with pytest.warns(RuntimeWarning, match="computes on the CPU.*NVRTC is not found") as caught:
-        assert (every_function() == expected).all()
-    assert (len(caught), len(tried)) == (1, 1)
-    assert (every_function() == expected).all()  # a second warning would be an error here
-    assert len(tried) == 1
-    with pytest.raises(RuntimeError, match="NVRTC"):
-        every_function(backend="gpu")
-
-
-def test_auto_goes_on_with_a_gpu_that_lacked_memory_once(trusted, monkeypatch):
-    class Short(MemoryError):
-        pass
-
-    def empty(*_, **__):
-        raise Short("1 GiB")
-
-    expected = every_function(backend="cpu")
-    monkeypatch.setattr(trusted, "OutOfMemory", Short, raising=False)
-    with monkeypatch.context() as patch:
-        patch.setattr(trusted, "empty", empty)
-        with pytest.warns(RuntimeWarning, match="1 GiB") as caught:
-            assert (every_function() == expected).all()
-        assert len(caught) == 1
-    trusted.log.clear()
-    assert np.allclose(every_function(), expected, rtol=1e-12)
-    assert trusted.log
-
-
-def test_auto_takes_the_cpu_where_the_driver_fails_while_it_is_asked(trusted, monkeypatch):
-    def broken():
-        raise RuntimeError("cudaErrorUnknown")
-
-    expected = every_function(backend="cpu")
-    monkeypatch.setattr(_gpu_device, "current_device", broken)
-    with pytest.warns(RuntimeWarning, match="cudaErrorUnknown") as caught:
-        assert (every_function() == expected).all()
-    assert len(caught) == 1
-
-
-def test_auto_asks_the_costs_for_ddim_alone(monkeypatch):
-    asked = []
-    monkeypatch.setattr(_gpu_costs, "gpu_pays", lambda *problem: bool(asked.append(problem)))
-    fastkl.divergence([1.0, 2.0, 3.0], [[3.0, 1.0, 0.0], [4.0, 1.0, 0.0]], num_threads=2)
-    fastkl.divergence([1.0, 2.0, 3.0], [3.0, 1.0, 0.0], sampler="heun")
-    fastkl.divergence([1.0, 2.0, 3.0], [3.0, 1.0, 0.0], backend="cpu")
-    assert asked == [(3 * 2 * 2, 8 * (3 + 6 + 2), 2)]

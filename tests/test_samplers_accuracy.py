@@ -101,3 +101,12 @@ def test_thousand_steps():
     levels = np.tan(np.linspace(math.atan(20.0), math.atan(0.05), 1001))
     for name in ("dpmpp_2m", "singlestep_2"):
         assert assert_accurate(name, 0.8, levels, "exact") == 3
+
+
+def test_large_eigenvalues_that_a_small_prior_leaves_far_from_their_target():
+    """The ratio of variances is 1 plus a mismatch near -1: each candidate alone, and among unstable ones."""
+    levels = np.append(np.geomspace(80.0, 0.002, 17) ** 1.0, 0.0)
+    for eigenvalue in (1e6, 1e10):
+        true = exact("dpm_2m", eigenvalue, levels, "vp")[1]
+        got = fastkl.output_variance([1e-12, eigenvalue], levels, sampler="dpm_2m")[1]
+        assert abs(float(got / true - 1)) <= 1e-12

@@ -28,8 +28,16 @@ DEVICE float from_bits_float(int x) { return __int_as_float(x); }
 #define ROLLED
 typedef long long int64;
 using std::fabs;
+using std::exp;
+using std::expm1;
 using std::fma;
+using std::fmaf;
 using std::fmax;
+using std::fmin;
+using std::hypot;
+using std::log;
+using std::log1p;
+using std::pow;
 using std::sqrt;
 extern thread_local int64 walked_thread;
 DEVICE int64 thread_index() { return walked_thread; }

@@ -1,4 +1,5 @@
-// Entry points for DDIM. Sizes are 64-bit; arrays that have a column for each candidate have them side by side.
+// Entry points for DDIM but the fast kernel, and for sums. Sizes are 64-bit; arrays that have a column for each candidate
+// have them side by side.
 #include "ddim_variances.cuh"
 #include "ddim_float.cuh"
 #include "sums.cuh"
@@ -12,52 +13,30 @@ KERNEL ddim_expand(const double *RESTRICT levels, int64 candidates, int64 steps,
     expand(levels + m * (steps + 1), steps, prior, (int)degree, chunk, candidates, q + at, p + at);
 }
 
-// The divergence of each candidate over each slice of each tile, partial (tiles, slices, M); weights (d,) or null.
-#define TILE_SUMS(NAME, DEGREE, CHUNKS)                                                                             \
-    KERNEL NAME(const double *RESTRICT eigenvalues, const double *RESTRICT weights, const double *RESTRICT levels,  \
-                const double *RESTRICT q, const double *RESTRICT p, int64 size, int64 candidates, int64 steps,      \
-                int64 chunks, int64 group, int64 slices, int prior, int metric, double *RESTRICT partial) {         \
-        slice_sum<DEGREE, CHUNKS>(eigenvalues, weights, levels, q, p, size, candidates, steps, chunks, group,       \
-                                  slices, prior, metric, partial);                                                  \
-    }
-TILE_SUMS(ddim_tile_sums_4_1, 4, 1)
-TILE_SUMS(ddim_tile_sums_5_1, 5, 1)
-TILE_SUMS(ddim_tile_sums_6_1, 6, 1)
-TILE_SUMS(ddim_tile_sums_7_1, 7, 1)
-TILE_SUMS(ddim_tile_sums_8_1, 8, 1)
-TILE_SUMS(ddim_tile_sums_5_2, 5, 2)
-TILE_SUMS(ddim_tile_sums_6_2, 6, 2)
-TILE_SUMS(ddim_tile_sums_7_2, 7, 2)
-TILE_SUMS(ddim_tile_sums_8_2, 8, 2)
-TILE_SUMS(ddim_tile_sums_6_0, 6, 0)
-TILE_SUMS(ddim_tile_sums_7_0, 7, 0)
-TILE_SUMS(ddim_tile_sums_8_0, 8, 0)
-
 // What each tile's sum is at least, out (tiles, M), from its rounding error; totals (tiles, COLUMNS).
 KERNEL ddim_least_sums(const double *RESTRICT sums, const double *RESTRICT totals, const double *RESTRICT levels,
                        int64 tiles, int64 candidates, int64 steps, double roundings, int metric,
                        double *RESTRICT out) {
     int64 i = thread_index(), tile = i / candidates, m = i % candidates;
     if (tile >= tiles) return;
-    double last = levels[m * (steps + 1) + steps], weight = totals[tile * COLUMNS];
-    double scale = metric == W2 ? totals[tile * COLUMNS + 1] + last * last * weight : weight;
+    double scale = scale_of(totals + tile * COLUMNS, levels[m * (steps + 1) + steps], metric);
     out[i] = fmax(sums[i] - error_bound(sums[i], scale, roundings, metric), 0.0);
 }
 
-// Evaluate again, to more digits, the tiles whose rounding error could be more than `allowed` of the tile or of its
-// share of the candidate; `least` (M,) is what the candidate's divergence is at least. A NaN is left as it is.
+// The sums over slices, evaluated again to more digits, of tiles whose rounding error could be more than `allowed` of the tile or of its
+// share of the candidate; `least` (M,) is what the candidate's divergence is at least. Of other tiles, and of a NaN, the sum.
 KERNEL ddim_refine(const double *RESTRICT eigenvalues, const double *RESTRICT weights, const double *RESTRICT levels,
                    const double *RESTRICT sums, const double *RESTRICT totals, const double *RESTRICT whole,
-                   const double *RESTRICT least, int64 size, int64 candidates, int64 steps, int64 group, int64 slices,
+                   const double *RESTRICT least, int64 size, int64 candidates, int64 steps, int64 slices,
                    int prior, int metric, double roundings, double allowed, double *RESTRICT partial) {
-    Place at = place_of_thread(size, candidates, group, slices);
+    Place at = place_of_thread(size, candidates, slices);
     if (!at.live) return;
     const double *mine = levels + at.candidate * (steps + 1);
-    double sum = sums[at.tile * candidates + at.candidate], weight = totals[at.tile * COLUMNS];
-    double last = mine[steps], scale = metric == W2 ? totals[at.tile * COLUMNS + 1] + last * last * weight : weight;
-    double bound = error_bound(sum, scale, roundings, metric);
-    double needed = fmax(sum - bound, least[at.candidate] * quotient(weight, whole[0]));
-    if (!(bound > allowed * needed)) return;
+    Doubt doubt = {sums, totals, whole, least, allowed, metric};
+    if (!doubtful(doubt, at, candidates, mine[steps], roundings)) {
+        keep_sum(doubt, at, candidates, partial);
+        return;
+    }
     double total = 0.0;
     ROLLED for (int64 begin = at.begin; begin < at.end; begin += at.stride)
         ROLLED for (int64 k = begin; k < begin + BATCH && k < at.end; k++)
@@ -67,8 +46,8 @@ KERNEL ddim_refine(const double *RESTRICT eigenvalues, const double *RESTRICT we
 
 // The mean's share of kl for `exact`, weights/(2 v0), and of the other priors, square/(2 v0), is not a tile sum of ratios.
 KERNEL ddim_mean_kl(const double *RESTRICT eigenvalues, const double *RESTRICT weights, const double *RESTRICT levels,
-                    int64 size, int64 candidates, int64 steps, int64 group, int64 slices, double *RESTRICT partial) {
-    Place at = place_of_thread(size, candidates, group, slices);
+                    int64 size, int64 candidates, int64 steps, int64 slices, double *RESTRICT partial) {
+    Place at = place_of_thread(size, candidates, slices);
     if (!at.live) return;
     double first = levels[at.candidate * (steps + 1)], total = 0.0;
     ROLLED for (int64 begin = at.begin; begin < at.end; begin += at.stride)
@@ -101,31 +80,31 @@ KERNEL ddim_check(const double *RESTRICT levels, const double *RESTRICT whole, i
     if (m < candidates) valid[m] = defined(levels + m * (steps + 1), steps, whole, W2) ? 1.0 : 0.0;
 }
 
-// Output variances, out (M, d); NaN where `valid` is 0. It is null where the host has checked.
+// Output variances, out (M, ...), whose rows are `row` apart; NaN where `valid` is 0. It is null where the host has checked.
 KERNEL ddim_variances(const double *RESTRICT eigenvalues, const double *RESTRICT levels, const double *RESTRICT q,
                       const double *RESTRICT p, const double *RESTRICT valid, int64 size, int64 candidates,
-                      int64 steps, int64 degree, int64 chunks, int prior, double *RESTRICT out) {
-    int64 i = thread_index(), m = i / size;
+                      int64 steps, int64 degree, int64 chunks, int prior, int64 row, double *RESTRICT out) {
+    int64 i = thread_index(), m = i / size, column = i - m * size;
     if (m >= candidates) return;
     const double *mine = levels + m * (steps + 1);
-    double x = eigenvalues[i % size];
+    double x = eigenvalues[column];
     double value = output_variance(x, mine[0], prior,
                                    gain_by_polynomials(x, q + m, p + m, candidates, (int)degree, chunks));
-    out[i] = valid == nullptr || valid[m] != 0.0 ? value : quiet_nan();
+    out[m * row + column] = valid == nullptr || valid[m] != 0.0 ? value : quiet_nan();
 }
 
-// Variances at every level, out (M, N+1, d), likewise.
+// Variances at every level, out (M, N+1, ...), likewise.
 KERNEL ddim_level_variances(const double *RESTRICT eigenvalues, const double *RESTRICT levels,
                             const double *RESTRICT valid, int64 size, int64 candidates, int64 steps, int prior,
-                            double *RESTRICT out) {
-    int64 i = thread_index(), m = i / size, column = i % size;
+                            int64 row, double *RESTRICT out) {
+    int64 i = thread_index(), m = i / size, column = i - m * size;
     if (m >= candidates) return;
     const double *mine = levels + m * (steps + 1);
-    double *mine_out = out + m * (steps + 1) * size + column;
+    double *mine_out = out + m * (steps + 1) * row + column;
     if (valid == nullptr || valid[m] != 0.0) {
-        level_variances(eigenvalues[column], mine, steps, prior, size, mine_out);
+        level_variances(eigenvalues[column], mine, steps, prior, row, mine_out);
     } else {
-        for (int64 k = 0; k <= steps; k++) mine_out[k * size] = quiet_nan();
+        for (int64 k = 0; k <= steps; k++) mine_out[k * row] = quiet_nan();
     }
 }
 
@@ -135,16 +114,27 @@ KERNEL ddim_expand_float(const double *RESTRICT levels, int64 candidates, int64 
     if (m < candidates) expand_float(levels + m * (steps + 1), steps, candidates, rows + m);
 }
 
-KERNEL ddim_float_sums(const double *RESTRICT eigenvalues, const double *RESTRICT weights,
+// Eigenvalues or weights in float32.
+KERNEL to_float(const double *RESTRICT in, int64 size, float *RESTRICT out) {
+    int64 i = thread_index();
+    if (i < size) out[i] = (float)in[i];
+}
+
+KERNEL ddim_float_sums(const float *RESTRICT eigenvalues, const float *RESTRICT weights,
                        const double *RESTRICT levels, const float *RESTRICT rows, int64 size, int64 candidates,
-                       int64 steps, int64 group, int64 slices, int prior, int metric, double *RESTRICT partial) {
-    float_slice_sum(eigenvalues, weights, levels, rows, size, candidates, steps, group, slices, prior, metric,
+                       int64 steps, int64 slices, int prior, int metric, double *RESTRICT partial) {
+    float_slice_sum(eigenvalues, weights, levels, rows, size, candidates, steps, slices, prior, metric,
                     partial);
 }
 
 KERNEL spectrum_totals(const double *RESTRICT eigenvalues, const double *RESTRICT weights, int64 size,
                        double *RESTRICT out) {
     tile_totals(eigenvalues, weights, size, out);
+}
+
+KERNEL tile_least(const double *RESTRICT eigenvalues, int64 size, double *RESTRICT out) {
+    int64 tile = thread_index();
+    if (tile * TILE < size) out[tile] = least_of_tile(eigenvalues, tile, size);
 }
 
 // The weights with which a mean counts: its squares times the counts, (d,) or null.

@@ -2,14 +2,14 @@
 // Divergence and output variance of DDIM by Horner's rule: twin of fastkl.kernels.ddim_horner.
 //
 // Two fused multiply-adds per (eigenvalue, step). Chunks have at most MAX_DEGREE steps, so that for any eigenvalues and
-// levels that are let in no polynomial overflows. Between chunks numerator and denominator are divided by the same power
+// levels that are let in no polynomial overflows; one chunk of up to WIDEST does for those that are tame. Between chunks numerator and denominator are divided by the same power
 // of two, on the integer units: what is above 0 of their ratio at any level is within [2^-200, 2^200], so neither leaves
 // the range of float64. The one division of a ratio is shared by a batch of BATCH.
 #include "geometry.cuh"
 #include "pairs.cuh"
 
-constexpr int MAX_DEGREE = 8;
-constexpr int NEAR_HIGH = 0x3FB00000;  // high word of 1/16, the |q - 1| from which on logarithms of products keep their digits
+constexpr int MAX_DEGREE = 8, WIDEST = 16;
+constexpr int BELOW_1 = 0x3FEE0000, ABOVE_1 = 0x3FF10000;  // high words of 15/16 and 17/16
 
 DEVICE double start_deviation(double first, int prior) {
     if (infinite(first) || prior == EXACT) return 1.0;
@@ -30,7 +30,7 @@ DEVICE void multiply_by_factor(Pair *c, int degree, int used, double slope, doub
 // Write the coefficients of Q and P of one chunk; q and p have the candidates side by side.
 DEVICE void expand(const double *levels, int64 steps, int prior, int degree, int64 chunk, int64 stride, double *q,
                    double *p) {
-    Pair upper[MAX_DEGREE + 1], lower[MAX_DEGREE + 1];
+    Pair upper[WIDEST + 1], lower[WIDEST + 1];
     for (int k = 0; k <= degree; k++) upper[k] = lower[k] = {0.0, 0.0};
     upper[degree].high = chunk == 0 ? start_deviation(levels[0], prior) : 1.0;
     lower[degree].high = 1.0;
@@ -84,7 +84,8 @@ DEVICE double batch_sum(const double *terms) {
     return ((terms[0] + terms[1]) + (terms[2] + terms[3])) + ((terms[4] + terms[5]) + (terms[6] + terms[7]));
 }
 
-DEVICE bool far_from_0(double z) { return (high_word(z) & 0x7FFFFFFF) >= NEAR_HIGH; }  // |z| >= 1/16
+// Whether |q - 1| >= 1/16 for q > 0, from where on logarithms of products keep their digits.
+DEVICE bool far_from_1(double q) { return (unsigned)(high_word(q) - BELOW_1) >= (unsigned)(ABOVE_1 - BELOW_1); }
 
 // A thread's sum of (q - 1) - log(q), for ratios far from 1 with one logarithm at the end.
 struct EntropySum {
@@ -92,28 +93,27 @@ struct EntropySum {
     int64 exponent;
 };
 
-// Weights of 1. Four ratios are multiplied before the power of two is taken out: each is within [2^-200, 2^200].
-DEVICE void add_far_entropies(EntropySum &s, const double *q, const double *z) {
+// Weights of 1. Four ratios are multiplied before the power of two is taken out: each is within [2^-200, 2^200]. The sum
+// of q - 1 is formed from that of q: it is off by three roundings of each q, which is 3e-13 of a term at |q - 1| = 1/16.
+DEVICE void add_far_entropies(EntropySum &s, const double *q) {
     UNROLL for (int j = 0; j < BATCH; j += 4) {
         s.product *= (q[j] * q[j + 1]) * (q[j + 2] * q[j + 3]);
         s.exponent += split_exponent(s.product);
     }
-    s.sum += batch_sum(z);
+    s.sum += batch_sum(q) - (double)BATCH;
 }
 
 DEVICE void add_entropies(EntropySum &s, const double *q, const double *weights, int64 begin, int64 end) {
-    double z[BATCH];
     bool plain = weights == nullptr && begin + BATCH <= end, far = plain;
-    UNROLL for (int j = 0; j < BATCH; j++) {
-        z[j] = q[j] - 1.0;
-        far = far && far_from_0(z[j]);
-    }
+    UNROLL for (int j = 0; j < BATCH; j++) far = far && far_from_1(q[j]);
     if (far) {
-        add_far_entropies(s, q, z);
+        add_far_entropies(s, q);
         return;
     }
+    double z[BATCH];
     UNROLL for (int j = 0; j < BATCH; j++) {
-        if (!plain || !far_from_0(z[j])) {
+        z[j] = q[j] - 1.0;
+        if (!plain || !far_from_1(q[j])) {
             z[j] = weight_of(weights, begin + j, end) * excess(z[j], q[j]);
         } else {
             s.product *= q[j];
@@ -127,17 +127,22 @@ DEVICE double entropy_total(const EntropySum &s) {
     return 0.5 * (s.sum - fma(LOG_2, (double)s.exponent, logarithm(s.product)));
 }
 
-// The batch's ratios q = 1/r, numerator P and denominator Q; for `exact`, start is s_0^2, else negative.
+// The batch's ratios q = 1/r = (P/Q)^2 (x + s_N^2), numerator P and denominator Q; for `exact`, start is s_0^2, else
+// negative. Inverting Q and not Q^2 saves a product each. What is not needed is branched around: most last levels are 0.
 DEVICE void inverse_ratios(const double *x, double *top, double *bottom, double last_square, double start) {
-    UNROLL for (int j = 0; j < BATCH; j++) {
-        take_power_of_two(top[j], bottom[j]);
-        bottom[j] *= bottom[j];
-    }
-    if (start >= 0.0) {  // one branch for all, which other priors skip
-        UNROLL for (int j = 0; j < BATCH; j++) bottom[j] *= x[j] + start;
-    }
+    UNROLL for (int j = 0; j < BATCH; j++) take_power_of_two(top[j], bottom[j]);
     invert(bottom);
-    UNROLL for (int j = 0; j < BATCH; j++) top[j] = (top[j] * top[j]) * ((x[j] + last_square) * bottom[j]);
+    UNROLL for (int j = 0; j < BATCH; j++) bottom[j] *= top[j];
+    if (last_square > 0.0) {
+        UNROLL for (int j = 0; j < BATCH; j++) top[j] = bottom[j] * bottom[j] * (x[j] + last_square);
+    } else {
+        UNROLL for (int j = 0; j < BATCH; j++) top[j] = bottom[j] * bottom[j] * x[j];
+    }
+    if (start >= 0.0) {
+        UNROLL for (int j = 0; j < BATCH; j++) bottom[j] = x[j] + start;
+        invert(bottom);
+        UNROLL for (int j = 0; j < BATCH; j++) top[j] *= bottom[j];
+    }
 }
 
 // A batch's terms of w2, or of the mean's share of w2 or reverse_kl; numerator Q, which may be 0, denominator P.
@@ -210,24 +215,37 @@ DEVICE void polynomials(const double *top, const double *bottom, int64 stride, i
     }
 }
 
+// Whether a candidate's levels, but for inf and 0, have tame squares.
+DEVICE bool tame_levels(const double *levels, int64 steps) {
+    double first = infinite(levels[0]) ? levels[1] : levels[0], last = levels[steps] > 0.0 ? levels[steps] : levels[steps - 1];
+    return tame(first * first) && (infinite(last) || tame(last * last));
+}
+
 // One candidate's divergence over one slice of a tile. CHUNKS of DEGREE steps; with CHUNKS 0 their number is `chunks`
-// and the coefficients are read anew for each batch, else they stay in registers.
-template <int DEGREE, int CHUNKS>
+// and the coefficients are read anew for each batch, else they stay in registers. Of a chunk of more than MAX_DEGREE
+// steps `narrow_q` and `narrow_p` have the same in `chunks` of MAX_DEGREE, for what is not tame. ENTROPY is for kl and reverse_kl, whose
+// kernel so needs no registers for what the other metrics do.
+template <int DEGREE, int CHUNKS, bool ENTROPY>
 DEVICE void slice_sum(const double *eigenvalues, const double *weights, const double *levels, const double *q,
-                      const double *p, int64 size, int64 candidates, int64 steps, int64 chunks, int64 group,
-                      int64 slices, int prior, int metric, double *partial) {
-    Place at = place_of_thread(size, candidates, group, slices);
+                      const double *p, const double *narrow_q, const double *narrow_p, const double *totals, int64 size,
+                      int64 candidates, int64 steps, int64 chunks, int64 slices, int prior, int metric,
+                      double *partial) {
+    Place at = place_of_thread(size, candidates, slices);
     if (!at.live) return;
     constexpr int KEPT = CHUNKS > 0 ? CHUNKS * (DEGREE + 1) : 1;
     double kept_top[KEPT], kept_bottom[KEPT];
     const double *mine = levels + at.candidate * (steps + 1);
-    const double *top = (metric < W2 ? p : q) + at.candidate, *bottom = (metric < W2 ? q : p) + at.candidate;
+    bool inverse = ENTROPY || metric == JEFFREYS;  // 1/r is wanted
+    const double *top = (inverse ? p : q) + at.candidate, *bottom = (inverse ? q : p) + at.candidate;
     if (CHUNKS > 0) {
         UNROLL for (int k = 0; k < KEPT; k++) {
             kept_top[k] = top[k * candidates];
             kept_bottom[k] = bottom[k * candidates];
         }
     }
+    const double *narrow_top = (inverse ? narrow_p : narrow_q) + at.candidate;
+    const double *narrow_bottom = (inverse ? narrow_q : narrow_p) + at.candidate;
+    bool wild = DEGREE > MAX_DEGREE && !(tame_levels(mine, steps) && totals[at.tile * COLUMNS + 4] == 0.0);
     double last_square = mine[steps] * mine[steps];
     double start = prior == EXACT && !infinite(mine[0]) ? mine[0] * mine[0] : -1.0;
     double deviation = start_deviation(mine[0], prior), total = 0.0;
@@ -235,23 +253,26 @@ DEVICE void slice_sum(const double *eigenvalues, const double *weights, const do
     for (int64 begin = at.begin; begin < at.end; begin += at.stride) {
         double x[BATCH], u[BATCH], v[BATCH];
         read_batch(eigenvalues, begin, at.end, x);
-        polynomials<DEGREE, CHUNKS>(CHUNKS > 0 ? kept_top : top, CHUNKS > 0 ? kept_bottom : bottom, candidates, chunks,
-                                    x, u, v);
-        if (metric >= W2) {
-            distance_terms(x, u, v, last_square, start, deviation, metric);
+        if (wild) {
+            polynomials<MAX_DEGREE, 0>(narrow_top, narrow_bottom, candidates, chunks, x, u, v);
+        } else {
+            polynomials<DEGREE, CHUNKS>(CHUNKS > 0 ? kept_top : top, CHUNKS > 0 ? kept_bottom : bottom, candidates,
+                                        chunks, x, u, v);
+        }
+        if (inverse) inverse_ratios(x, u, v, last_square, start);
+        if (ENTROPY) {
+            if (metric == REVERSE_KL) {
+                UNROLL for (int j = 0; j < BATCH; j++) u[j] = quotient(1.0, u[j]);
+            }
+            add_entropies(entropy, u, weights, begin, at.end);
+        } else {
+            if (inverse) {
+                jeffreys_terms(u);
+            } else {
+                distance_terms(x, u, v, last_square, start, deviation, metric);
+            }
             total += weighted_sum(u, weights, begin, at.end);
-            continue;
         }
-        inverse_ratios(x, u, v, last_square, start);
-        if (metric == JEFFREYS) {
-            jeffreys_terms(u);
-            total += weighted_sum(u, weights, begin, at.end);
-            continue;
-        }
-        if (metric == REVERSE_KL) {
-            UNROLL for (int j = 0; j < BATCH; j++) u[j] = quotient(1.0, u[j]);
-        }
-        add_entropies(entropy, u, weights, begin, at.end);
     }
-    partial[at.row * candidates + at.candidate] = metric < JEFFREYS ? entropy_total(entropy) : total;
+    partial[at.row * candidates + at.candidate] = ENTROPY ? entropy_total(entropy) : total;
 }

@@ -109,3 +109,31 @@ DEVICE double error_bound(double sum, double scale, double roundings, int metric
     double positive = fmax(sum, 0.0);
     return delta * (first * square_root(scale * positive) + 2.0 * positive) + delta * delta * scale;
 }
+
+// That bound's scale, from a row of the tiles' totals: the weight, for w2 the target's variance.
+DEVICE double scale_of(const double *totals, double last, int metric) {
+    return metric == W2 ? totals[1] + last * last * totals[0] : totals[0];
+}
+
+// What decides which tiles are evaluated again: sums (tiles, M), totals of each tile and of all, what the candidate's
+// divergence is at least (M,), and the relative error that is allowed.
+struct Doubt {
+    const double *sums, *totals, *whole, *least;
+    double allowed;
+    int metric;
+};
+
+// Whether the rounding error could be more than is allowed of the tile or of its share of the candidate.
+DEVICE bool doubtful(const Doubt &doubt, const Place &at, int64 candidates, double last, double roundings) {
+    const double *totals = doubt.totals + at.tile * COLUMNS;
+    double sum = doubt.sums[at.tile * candidates + at.candidate];
+    double bound = error_bound(sum, scale_of(totals, last, doubt.metric), roundings, doubt.metric);
+    double needed = fmax(sum - bound, doubt.least[at.candidate] * quotient(totals[0], doubt.whole[0]));
+    return bound > doubt.allowed * needed;
+}
+
+// Leave a tile's sum as it is: its first slice has all of it.
+DEVICE void keep_sum(const Doubt &doubt, const Place &at, int64 candidates, double *partial) {
+    double sum = doubt.sums[at.tile * candidates + at.candidate];
+    partial[at.row * candidates + at.candidate] = at.slice == 0 ? sum : 0.0;
+}

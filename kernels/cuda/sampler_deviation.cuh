@@ -64,6 +64,12 @@ DEVICE double mismatch(double x, double first, int prior) {  // v0/(x + s_0^2) -
     return quotient(missing - x, x + first * first);
 }
 
+// v0/(x + s_0^2), where 1 plus the mismatch would cancel if v0 is much less.
+DEVICE double start_ratio(double x, double first, int prior) {
+    if (infinite(first) || prior == EXACT) return 1.0;
+    return quotient(first_variance(x, first, prior), x + first * first);
+}
+
 // Gain, r and z of the state of operation `until`; where the true variance is 0: 0, 1, 0.
 DEVICE void deviation(const double *x, const double *levels, int prior, const Program &program, bool noise_form,
                       int64 until, State *bank, Outcome &o) {
@@ -79,7 +85,7 @@ DEVICE void deviation(const double *x, const double *levels, int prior, const Pr
         }
         double g = out.high[j] + out.low[j], u = (out.high[j] - 1.0) + out.low[j];
         double start = mismatch(x[j], levels[0], prior), square = u * (2.0 + u);
-        o.r[j] = (1.0 + start) * (g * g);
+        o.r[j] = start_ratio(x[j], levels[0], prior) * (g * g);
         o.z[j] = start + (square + start * square);
         if (fabs(o.z[j]) > 0.5) o.z[j] = o.r[j] - 1.0;
         double mu_0 = square_root(x[j] * alpha_0 * alpha_0 + sigma_0 * sigma_0);

@@ -3,7 +3,6 @@
 #include "geometry.cuh"
 
 constexpr int STRIPES = 32;  // partial sums of a tile's totals
-constexpr int COLUMNS = 4;   // weight; weight times eigenvalue; eigenvalues that break the rules; zeros
 constexpr double SMALLEST_VARIANCE = 1e-30, LARGEST_VARIANCE = 1e30, SMALLEST_LEVEL = 1e-15, LARGEST_LEVEL = 1e15;
 
 // Add `length` rows at a time: row r of out is the sum of rows r*length and following of in, (rows, columns).
@@ -20,12 +19,13 @@ DEVICE void tile_totals(const double *eigenvalues, const double *weights, int64 
     int64 i = thread_index(), begin = i / STRIPES * TILE;
     if (begin >= size) return;
     int64 end = begin + TILE < size ? begin + TILE : size;
-    double weight = 0.0, variance = 0.0, bad = 0.0, zeros = 0.0;
+    double weight = 0.0, variance = 0.0, bad = 0.0, zeros = 0.0, wild = 0.0;
     for (int64 k = begin + i % STRIPES; k < end; k += STRIPES) {
         double x = eigenvalues[k], w = weights != nullptr ? weights[k] : 1.0;
         weight += w;
         variance += w * x;
         zeros += x == 0.0 ? 1.0 : 0.0;
+        wild += tame(x) ? 0.0 : 1.0;
         bad += x == 0.0 || (x >= SMALLEST_VARIANCE && x <= LARGEST_VARIANCE) ? 0.0 : 1.0;
     }
     double *row = out + i * COLUMNS;
@@ -33,6 +33,14 @@ DEVICE void tile_totals(const double *eigenvalues, const double *weights, int64 
     row[1] = variance;
     row[2] = bad;
     row[3] = zeros;
+    row[4] = wild;
+}
+
+// The least eigenvalue of a tile.
+DEVICE double least_of_tile(const double *eigenvalues, int64 tile, int64 size) {
+    double least = eigenvalues[tile * TILE];
+    for (int64 k = tile * TILE + 1; k < (tile + 1) * TILE && k < size; k++) least = fmin(least, eigenvalues[k]);
+    return least;
 }
 
 // Whether a candidate keeps the rules of fastkl._candidates: strictly falling, in range, inf only first, 0 only last.
