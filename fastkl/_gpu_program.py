@@ -14,7 +14,7 @@ from fastkl._sampler_losses import LossTable
 from fastkl._sampler_program import Program
 from fastkl._sampler_trace import Instructions, SymbolicLevels
 
-__all__ = ["MOST_REGISTERS", "DeviceProgram", "device_program"]
+__all__ = ["MOST_REGISTERS", "DeviceProgram", "device_program", "program_of"]
 
 MOST_REGISTERS = 12  # of a program, in the kernels' local memory
 
@@ -70,3 +70,12 @@ def device_program(sampler: Sampler, steps: int, to_zero: bool) -> DeviceProgram
     return DeviceProgram(
         Instructions(levels.recorder, outputs), sections, integers, program.tape.kind == "noise"
     )
+
+
+def program_of(sampler: Sampler, steps: int, to_zero: bool) -> DeviceProgram:
+    """Return a sampler's program, made anew in every call for a sampler with an option that has no hash."""
+    try:
+        hash(sampler)
+    except TypeError:
+        return device_program.__wrapped__(sampler, steps, to_zero)
+    return device_program(sampler, steps, to_zero)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from fastkl import _gpu_device
 from fastkl._gpu_copies import COPIES, with_memory
 from fastkl._gpu_layout import Layout, Need, in_chunks
-from fastkl._gpu_program import DeviceProgram, device_program
+from fastkl._gpu_program import DeviceProgram, program_of
 from fastkl._gpu_spectrum import DeviceSpectrum, Piece, column_sums
 from fastkl._rounding import RELATIVE_ERROR
 from fastkl._sampler_base import Sampler
@@ -126,9 +126,7 @@ class SamplerChunk:
         self._roundings: Any = None
         possible = [ending for ending in endings if not (ending and sampler.above_zero)]
         self.impossible = [ending for ending in endings if ending not in possible]
-        self.endings = [
-            Ending(self, device_program(sampler, self.steps, ending), ending) for ending in possible
-        ]
+        self.endings = [Ending(self, program_of(sampler, self.steps, ending), ending) for ending in possible]
 
     def threads(self, piece: Piece) -> int:
         """Return how many threads walk a piece for sums."""
@@ -214,7 +212,7 @@ def need_of(
 ) -> Need:
     """Return what chunks need: tables, sums over tiles and slices, and `values` results for each eigenvalue."""
     programs = [
-        device_program(sampler, steps, ending) for ending in endings if not (ending and sampler.above_zero)
+        program_of(sampler, steps, ending) for ending in endings if not (ending and sampler.above_zero)
     ]
     tables = sum(program.outputs + program.instructions.registers for program in programs)
     return Need(

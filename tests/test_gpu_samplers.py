@@ -82,6 +82,19 @@ def test_more_registers_than_that_are_refused(device, monkeypatch):
         fastkl.divergence([1.0], [2.0, 1.0, 0.0], sampler="unipc_3", backend="gpu")
 
 
+def test_a_sampler_of_ones_own_may_have_an_option_without_a_hash(device):
+    base = samplers.get("dpmpp_2m")
+    options = dict(base.options)
+    rule = dataclasses.replace(
+        base, options=(("unused", [1.0]),), draw=lambda tape, unused: base.draw(tape, **options), check=None
+    )
+    with pytest.raises(TypeError, match="unhashable"):
+        hash(rule)
+    levels, eigenvalues = SCHEDULES["karras"](3, 6), SPECTRA["log_normal"](30)["eigenvalues"]
+    cpu, gpu = (fastkl.divergence(eigenvalues, levels, sampler=rule, backend=b) for b in ("cpu", "gpu"))
+    assert largest_difference(gpu, cpu) <= AGREEMENT
+
+
 def test_other_samplers_on_a_device_return_there(device):
     levels, eigenvalues = SCHEDULES["karras"](5, 9), SPECTRA["log_normal"](30)["eigenvalues"]
     for function in (fastkl.divergence, fastkl.output_variance, fastkl.trajectory):
