@@ -107,6 +107,11 @@ class Ending:
                      out)  # fmt: skip
 
 
+def possible_of(sampler: Sampler, endings: tuple[bool, ...]) -> list[bool]:
+    """Return which of these endings (at level 0 or not) a sampler takes."""
+    return [ending for ending in endings if not (ending and sampler.above_zero)]
+
+
 class SamplerChunk:
     """Some candidates on a device, levels (M, N+1), and a sampler; `endings` are those that candidates may have.
 
@@ -124,7 +129,7 @@ class SamplerChunk:
         self.candidates, self.steps = int(levels.shape[0]), int(levels.shape[1]) - 1
         self.shape = np.int64(self.candidates), np.int64(self.steps)
         self._roundings: Any = None
-        possible = [ending for ending in endings if not (ending and sampler.above_zero)]
+        possible = possible_of(sampler, endings)
         self.impossible = [ending for ending in endings if ending not in possible]
         self.endings = [Ending(self, program_of(sampler, self.steps, ending), ending) for ending in possible]
 
@@ -211,9 +216,7 @@ def need_of(
     values: int = 0,
 ) -> Need:
     """Return what chunks need: tables, sums over tiles and slices, and `values` results for each eigenvalue."""
-    programs = [
-        program_of(sampler, steps, ending) for ending in endings if not (ending and sampler.above_zero)
-    ]
+    programs = [program_of(sampler, steps, ending) for ending in possible_of(sampler, endings)]
     tables = sum(program.outputs + program.instructions.registers for program in programs)
     return Need(
         8 * (tables + 5 * data.tiles + 8), 8 * (slices + TILE * values), data.streamed_bytes, data.tiles

@@ -38,6 +38,15 @@ def pytest_terminal_summary(terminalreporter):
 
 
 @pytest.fixture
+def device(monkeypatch):
+    """A host in a device's place, which every call of the GPU backend gets; building it takes a C++ compiler."""
+    import emulation
+    from device_cases import put_in_place
+
+    return put_in_place(monkeypatch, emulation.HostDevice())
+
+
+@pytest.fixture
 def rng(request):
     """A generator that depends on the seed and on the test's name; both are shown when the test fails."""
     name = request.node.nodeid

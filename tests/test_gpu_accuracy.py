@@ -1,10 +1,9 @@
 """Accuracy of the GPU backend, whose arithmetic is its own: what tests/test_accuracy.py sweeps for the CPU."""
 
-import emulation
 import numpy as np
 import pytest
 from cases import METRICS, PRIORS, SCHEDULES
-from device_cases import AGREEMENT, largest_difference, put_in_place
+from device_cases import AGREEMENT, largest_difference
 from test_accuracy import (
     SYSTEMATIC,
     assert_accurate,
@@ -18,12 +17,6 @@ from test_accuracy import (
 import fastkl
 from fastkl import _gpu
 from fastkl._rounding import error_bounds
-
-
-@pytest.fixture
-def device(monkeypatch):
-    """A device that every call of the GPU backend gets."""
-    return put_in_place(monkeypatch, emulation.HostDevice())
 
 
 def assert_accurate_on_gpu(monkeypatch, *problem, **options):

@@ -4,15 +4,9 @@ import emulation
 import numpy as np
 import pytest
 from cases import METRICS, PRIORS, SCHEDULES, SPECTRA
-from device_cases import AGREEMENT, BAD_LEVELS, largest_difference, on_device, put_in_place
+from device_cases import AGREEMENT, BAD_LEVELS, largest_difference, on_device
 
 import fastkl
-
-
-@pytest.fixture
-def device(monkeypatch):
-    """A device that every call of the GPU backend gets."""
-    return put_in_place(monkeypatch, emulation.HostDevice())
 
 
 @pytest.mark.parametrize("prior", PRIORS)

@@ -29,14 +29,6 @@ def report(monkeypatch):
     return importlib.import_module("report")
 
 
-@pytest.fixture
-def device(monkeypatch):
-    made = emulation.HostDevice()
-    monkeypatch.setattr(_gpu_device, "current_device", lambda: made)
-    monkeypatch.setattr(_gpu_device, "device_of", lambda array: made)
-    return made
-
-
 class HostCard:
     """A card on the host: every call takes a millisecond."""
 

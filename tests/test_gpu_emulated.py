@@ -6,17 +6,11 @@ import emulation
 import numpy as np
 import pytest
 from cases import METRICS, PRIORS, SCHEDULES, SMALL_SHAPES, SPECTRA
-from device_cases import AGREEMENT, largest_difference, on_device, put_in_place
+from device_cases import AGREEMENT, largest_difference, on_device
 
 import fastkl
 from fastkl._gpu_layout import Layout
 from fastkl._gpu_source import instances, unit
-
-
-@pytest.fixture
-def device(monkeypatch):
-    """A device that every call of the GPU backend gets."""
-    return put_in_place(monkeypatch, emulation.HostDevice())
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)

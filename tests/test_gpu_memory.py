@@ -12,12 +12,6 @@ from fastkl._gpu_layout import Need, in_chunks
 from fastkl._gpu_spectrum import DeviceSpectrum
 
 
-@pytest.fixture
-def device(monkeypatch):
-    """A device that every call of the GPU backend gets."""
-    return put_in_place(monkeypatch, emulation.HostDevice())
-
-
 @pytest.mark.parametrize("prior", PRIORS)
 @pytest.mark.parametrize("metric", METRICS)
 def test_a_spectrum_goes_to_the_device_once(device, metric, prior):

@@ -7,7 +7,7 @@ import emulation
 import numpy as np
 import pytest
 from cases import METRICS, PRIORS, SCHEDULES, SPECTRA, variance_difference
-from device_cases import AGREEMENT, BAD_LEVELS, largest_difference, on_device, put_in_place
+from device_cases import AGREEMENT, BAD_LEVELS, largest_difference, on_device
 from sampler_cases import RUNS, library_sampler
 from test_samplers_accuracy import NAMES, assert_accurate, last_level
 
@@ -19,12 +19,6 @@ from fastkl._gpu_spectrum import DeviceSpectrum
 from fastkl._sampler_losses import LossTable
 from fastkl._sampler_program import Program
 from fastkl._sampler_trace import OPERATIONS, Instructions, SymbolicLevels
-
-
-@pytest.fixture
-def device(monkeypatch):
-    """A device that every call of the GPU backend gets."""
-    return put_in_place(monkeypatch, emulation.HostDevice())
 
 
 def assert_variances_agree(spectrum, levels, name):
