@@ -71,6 +71,18 @@ def test_diffusers_loop_gives_the_variance_of_the_closed_form(sampler):
     )  # float32 tables
 
 
+def test_a_scheduler_can_be_used_again():
+    import sampling
+
+    setup = sampling.SETUPS["mnist-epsilon-dpmpp_2m"]
+    scheduler, epsilon = sampling.scheduler_for(setup.schedule, setup.sampler), epsilon_of(setup.schedule)
+    first, _, again = (
+        sampling.with_scheduler(scheduler, epsilon, timesteps, units())
+        for timesteps in ([999, 500, 100], [999, 700, 200, 50], [999, 500, 100])
+    )
+    assert torch.equal(first, again)
+
+
 def test_the_scheduler_of_order_1_is_ddim():
     import sampling
     from diffusers import DDIMScheduler
@@ -113,8 +125,8 @@ def test_frechet_distance_of_known_normals():
     first = scores.Normal(np.zeros(3), rotation @ np.diag([4.0, 1.0, 0.0]) @ rotation.T)
     other = scores.Normal(np.full(3, 2.0), rotation @ np.diag([1.0, 9.0, 0.25]) @ rotation.T)
     expected = 12.0 + 1.0 + 4.0 + 0.25
-    assert scores.frechet(first, first.root(), other) == pytest.approx(expected, rel=1e-6)
-    assert scores.frechet(first, first.root(), first) == pytest.approx(0.0, abs=1e-6)
+    assert scores.frechet(first, other) == pytest.approx(expected, rel=1e-6)
+    assert scores.frechet(first, first) == pytest.approx(0.0, abs=1e-6)
 
 
 def test_precision_and_recall_count_points_in_balls():

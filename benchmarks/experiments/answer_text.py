@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
+import gaussian_text
 import numpy as np
 
 Row = dict[str, Any]
@@ -25,8 +25,6 @@ ALWAYS = (
     "trajectory-dp",
     "uniform-trailing",
 )
-
-
 HEADLINE = {
     "search-w2-cov-0": "fastkl, least `w2` on the covariance spectrum",
     "search-w2-eff-0": "fastkl, least `w2` on the effective spectrum",
@@ -42,12 +40,9 @@ HEADLINE = {
 }
 
 
-def table(head: Iterable[str], lines: Iterable[Iterable[str]]) -> str:
-    """Markdown."""
-    head = list(head)
-    return "\n".join(
-        "| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *map(list, lines)]
-    )
+def table(head: list[str], lines: list[list[str]]) -> str:
+    """Markdown, without the blank lines around it."""
+    return "\n".join(gaussian_text.table(head, lines)).strip("\n")
 
 
 def correlation_table(setup: Row) -> str:

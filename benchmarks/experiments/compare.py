@@ -60,38 +60,36 @@ def start_worker(setup: sampling.Setup, compiled: bool, device: str) -> None:
     WORKER["shape"], WORKER["device"] = images.training.shape[1:], device
 
 
-def work(cell: dict[str, Any]) -> dict[str, Any]:
-    """Draw and score one cell."""
-    start = time.monotonic()
-    sigmas = np.array(cell["sigmas"])
-    drawn = sampling.samples(
+def drawn(sigmas: NDArray[np.float64], cell: dict[str, Any]) -> NDArray[np.float32]:
+    """Samples of a cell's seed and count at some levels."""
+    return sampling.samples(
         WORKER["run"], sigmas, WORKER["shape"], cell["count"], cell["seed"], WORKER["device"]
     )
-    sampled = time.monotonic() - start
-    if not np.isfinite(drawn).all():
+
+
+def work(cell: dict[str, Any]) -> dict[str, Any]:
+    """Draw and score one cell."""
+    exact, exact_normal = teacher(cell)
+    start = time.monotonic()
+    found = drawn(np.array(cell["sigmas"]), cell)
+    seconds = round(time.monotonic() - start, 1)
+    if not np.isfinite(found).all():
         return cell | {"failed": "samples are not finite"}
-    return cell | WORKER["scorer"].scores(drawn) | paired(drawn, cell) | {"seconds": round(sampled, 1)}
+    gap = np.square(found.astype(np.float64) - exact).sum((1, 2, 3)).mean()
+    return (
+        cell | WORKER["scorer"].scores(found, exact_normal) | {"to_teacher": float(gap), "seconds": seconds}
+    )
 
 
-def teacher(cell: dict[str, Any]) -> NDArray[np.float32]:
-    """What the network makes of the same noise with TEACHER levels: drawn once for a seed and a count."""
+def teacher(cell: dict[str, Any]) -> tuple[NDArray[np.float32], scores.Normal]:
+    """What the network makes of the same noise with TEACHER levels, and its features: once for a seed and a count."""
     key = cell["seed"], cell["count"]
     if WORKER.get("key") != key:
-        sigmas = strategies.on_table(
-            WORKER["schedule"], discretize.tangent(WORKER["schedule"], TEACHER, sigma_min=0.0)
-        )
-        WORKER["teacher"] = sampling.samples(
-            WORKER["run"], sigmas, WORKER["shape"], cell["count"], cell["seed"], WORKER["device"]
-        )
-        WORKER["key"] = key
+        schedule = WORKER["schedule"]
+        sigmas = strategies.on_table(schedule, discretize.tangent(schedule, TEACHER, sigma_min=0.0))
+        exact = drawn(sigmas, cell)
+        WORKER["key"], WORKER["teacher"] = key, (exact, WORKER["scorer"].normal(exact))
     return WORKER["teacher"]
-
-
-def paired(drawn: NDArray[np.float32], cell: dict[str, Any]) -> dict[str, float]:
-    """How far the samples are from what the network makes of the same noise with many levels."""
-    exact = teacher(cell)
-    gap = np.square(drawn.astype(np.float64) - exact).sum((1, 2, 3)).mean()
-    return {"to_teacher": float(gap), "fd_teacher": WORKER["scorer"].between(exact, drawn)}
 
 
 def found_on_samples(setup: str, out: pathlib.Path) -> dict[tuple[str, int], list[float]]:

@@ -39,9 +39,8 @@ class PipelineDenoiser(nn.Module):
         if self.prediction == "epsilon":
             return found
         level = sigma[:, None, None, None]
-        return (found + level * inputs) / (
-            1 + level.square()
-        ).sqrt()  # alpha v + sigma_vp x, sigma_vp = alpha sigma
+        alpha = (1 + level.square()).rsqrt()
+        return alpha * found + alpha * level * inputs
 
     def forward(self, y: Tensor, sigma: Tensor) -> Tensor:
         level = sigma[:, None, None, None]

@@ -142,16 +142,18 @@ def denoiser(model: Any, device: str) -> Denoise:
 
 def runner(setup: Setup, model: Any, device: str) -> Run:
     """A function of levels and noise that returns images."""
-    schedule, denoise = setup.schedule, denoiser(model, device)
+    if model.description.kind == "edm":
+        denoise = denoiser(model, device)
+        return lambda sigmas, noise: ddim(denoise, sigmas, noise)
+    schedule = setup.schedule
+    scheduler = scheduler_for(schedule, setup.sampler)
 
     def epsilon(x: Tensor, timestep: int) -> Tensor:
         return model.raw(x, torch.full((len(x),), float(schedule.sigmas(timestep)), device=device))
 
     def run(sigmas: NDArray[np.float64], noise: Tensor) -> Tensor:
-        if model.description.kind == "edm":
-            return ddim(denoise, sigmas, noise)
         timesteps = schedule.timesteps(sigmas[:-1]).astype(int).tolist()
-        return with_scheduler(scheduler_for(schedule, setup.sampler), epsilon, timesteps, noise)
+        return with_scheduler(scheduler, epsilon, timesteps, noise)
 
     return run
 

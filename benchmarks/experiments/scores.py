@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import classifier
 import data
@@ -20,7 +21,7 @@ MOST = 10_000  # images of the data that precision and recall compare with
 
 @dataclass(frozen=True)
 class Normal:
-    """Mean and covariance of some vectors; the covariance's square root is kept for the reference."""
+    """Mean and covariance of some vectors."""
 
     mean: Floats
     covariance: Floats
@@ -30,15 +31,17 @@ class Normal:
         """Fit to rows."""
         return cls(vectors.mean(0), np.cov(vectors, rowvar=False))
 
+    @cached_property
     def root(self) -> Floats:
-        """Symmetric square root of the covariance."""
+        """Symmetric square root of the covariance, made once for a reference."""
         values, vectors = eigh(self.covariance)
         return (vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T
 
 
-def frechet(reference: Normal, root: Floats, other: Normal) -> float:
-    """|m - m'|^2 + tr C + tr C' - 2 tr (C^1/2 C' C^1/2)^1/2; root is C^1/2 of the reference."""
-    cross = np.sqrt(np.maximum(eigvalsh(root @ other.covariance @ root), 0.0)).sum()
+def frechet(reference: Normal, other: Normal) -> float:
+    """|m - m'|^2 + tr C + tr C' - 2 tr (C^1/2 C' C^1/2)^1/2, C being that of the reference."""
+    between = reference.root @ other.covariance @ reference.root
+    cross = np.sqrt(np.maximum(eigvalsh(between), 0.0)).sum()
     shift = np.square(reference.mean - other.mean).sum()
     return float(shift + np.trace(reference.covariance) + np.trace(other.covariance) - 2.0 * cross)
 
@@ -86,11 +89,9 @@ class Scorer:
         scaled = data.scaled(images.training)
         pixels = small(scaled)
         self.pixels = Normal.of(pixels)
-        self.pixel_root = self.pixels.root()
         self.model = classifier.load(images.name, images.size, images.classes) if images.classes > 1 else None
         features = pixels if self.model is None else classifier.look(self.model, scaled)[0]
         self.features = Normal.of(features)
-        self.feature_root = self.features.root()
         chosen = np.random.default_rng(0).permutation(len(features))[:MOST]
         self.real = features[chosen]
         self.real_radii = radii(self.real)
@@ -105,21 +106,22 @@ class Scorer:
 
     def quick(self, samples: NDArray[np.float32]) -> float:
         """Frechet distance of the features alone."""
-        return frechet(self.features, self.feature_root, Normal.of(self.look(samples)[0]))
+        return frechet(self.features, self.normal(samples))
 
-    def between(self, first: NDArray[np.float32], second: NDArray[np.float32]) -> float:
-        """Frechet distance of the features of two sets of samples."""
-        reference = Normal.of(self.look(first)[0])
-        return frechet(reference, reference.root(), Normal.of(self.look(second)[0]))
+    def normal(self, samples: NDArray[np.float32]) -> Normal:
+        """Mean and covariance of the features of samples."""
+        return Normal.of(self.look(samples)[0])
 
-    def scores(self, samples: NDArray[np.float32]) -> dict[str, float]:
-        """All scores of samples (n, C, H, W)."""
+    def scores(self, samples: NDArray[np.float32], teacher: Normal) -> dict[str, float]:
+        """All scores of samples (n, C, H, W); teacher: the features of what the network makes with many levels."""
         features, probabilities = self.look(samples)
+        normal = Normal.of(features)
         pixels = Normal.of(small(np.clip(samples, -1.0, 1.0)))
         precision, coverage = covered(features, self.real, self.real_radii)
         return {
-            "fd_features": frechet(self.features, self.feature_root, Normal.of(features)),
-            "fd_pixels": frechet(self.pixels, self.pixel_root, pixels),
+            "fd_features": frechet(self.features, normal),
+            "fd_pixels": frechet(self.pixels, pixels),
+            "fd_teacher": frechet(teacher, normal),
             "precision": precision,
             "coverage": coverage,
             "recall": covered(self.real, features, radii(features))[0],

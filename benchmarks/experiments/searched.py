@@ -50,11 +50,6 @@ def teacher(
     return [*states, y], slopes
 
 
-def apart(ends: Tensor, target: Tensor) -> Tensor:
-    """Distance of every row from the teacher's state."""
-    return (ends - target).flatten(1).norm(dim=1)
-
-
 def off_line(points: Tensor, first: Tensor, last: Tensor) -> Tensor:
     """Distance of every row from the straight line through the teacher's first and last state."""
     line = torch.nn.functional.normalize((last - first).flatten(1), dim=1)
@@ -74,7 +69,7 @@ def jump_costs(states: list[Tensor], slopes: list[Tensor], grid: Floats, deviati
             if deviation:
                 costs[i, j] = float(off_line(end, first, last).mean() - of_teacher[j])
             else:
-                costs[i, j] = float(apart(end, states[j]).mean())
+                costs[i, j] = float((end - states[j]).flatten(1).norm(dim=1).mean())
     return costs
 
 

@@ -13,6 +13,7 @@ import copy
 import dataclasses
 import math
 import time
+from functools import cache
 
 import data
 import networks
@@ -31,6 +32,12 @@ MODELS = {
 }
 
 
+@cache
+def table() -> Tensor:
+    """Levels of DDPM's timesteps."""
+    return torch.from_numpy(fastkl.NoiseSchedule.ddpm_linear().sigmas(range(1000))).float()
+
+
 def training_sigmas(description: networks.Description, count: int) -> Tensor:
     """Noise levels of a batch: log-normal about the spread of the data, or those of DDPM's timesteps.
 
@@ -38,8 +45,7 @@ def training_sigmas(description: networks.Description, count: int) -> Tensor:
     """
     if description.kind == "edm":
         return torch.exp(math.log(description.sigma_data) + 0.1 + 1.5 * torch.randn(count))
-    table = torch.from_numpy(fastkl.NoiseSchedule.ddpm_linear().sigmas(range(1000))).float()
-    return table[torch.randint(1000, (count,))]
+    return table()[torch.randint(1000, (count,))]
 
 
 def loss_of(model: networks.Denoiser, images: Tensor, sigma: Tensor) -> Tensor:
@@ -107,15 +113,14 @@ def main() -> None:
     name, kind = MODELS[arguments.name]
     images = data.DATA_SETS[name]()
     pixels = torch.from_numpy(images.training)
-    table = fastkl.NoiseSchedule.ddpm_linear().sigmas(range(1000))
     description = networks.Description(
         name=arguments.name + arguments.suffix,
         data=name,
         kind=kind,
         channels=(32, 64, 96),
         sigma_data=round(float(data.scaled(images.training).std()), 2),
-        sigma_min=0.002 if kind == "edm" else float(table[0]),
-        sigma_max=80.0 if kind == "edm" else float(table[-1]),
+        sigma_min=0.002 if kind == "edm" else float(table()[0]),
+        sigma_max=80.0 if kind == "edm" else float(table()[-1]),
         seed=arguments.seed,
         images_seen=arguments.images // BATCH * BATCH,
         minutes=0.0,
