@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import pathlib
+import sys
 from collections.abc import Iterable
 from typing import Any
 
+sys.path.append(str(pathlib.Path(__file__).parents[1]))
+
+import markdown_parts
 from gaussian_claims import CONDITIONS, NEAR, POWERED, RIVALS, SETTINGS, Cases, word
 
 Row = dict[str, Any]
@@ -12,8 +17,8 @@ SHOWN = (2, 3, 5, 10, 20, 50, 100, 200, 1000)  # N in the tables, as far as they
 
 
 def table(head: list[str], rows: list[list[str]]) -> list[str]:
-    """Return a table in Markdown."""
-    return ["", *(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)), ""]
+    """Return a table in Markdown between blank lines."""
+    return ["", *markdown_parts.table(head, rows), ""]
 
 
 def of(pair: list[int]) -> str:
