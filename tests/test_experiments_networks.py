@@ -102,11 +102,50 @@ def test_the_scheduler_of_order_1_is_ddim():
     )
 
 
+def linear_error(images, clean, noisy, sigma):
+    """Mean square error of the best denoiser of a Gaussian with the training images' mean and covariance."""
+    pixels = images.reshape(len(images), -1)
+    values, vectors = np.linalg.eigh(np.cov(pixels, rowvar=False))
+    share = np.maximum(values, 0) / (np.maximum(values, 0) + sigma**2)
+    mean = pixels.mean(0)
+    answer = mean + ((noisy.reshape(len(noisy), -1) - mean) @ vectors * share) @ vectors.T
+    return np.square(answer - clean.reshape(len(clean), -1)).sum(1).mean()
+
+
+def test_committed_weights_are_small_and_denoise_far_better_than_a_linear_map():
+    import data
+    import networks
+    import sampling
+
+    files = sorted(networks.WEIGHTS.glob("*.safetensors"))
+    assert sum(file.stat().st_size for file in files) <= 6_000_000
+    names = [file.stem for file in files if not file.stem.endswith("classifier")]
+    assert names == ["mnist-edm", "mnist-epsilon", "patches-edm"]
+    torch.set_num_threads(1)
+    sets = {name: make() for name, make in data.DATA_SETS.items()}
+    # Shares of the linear map's error; patches of photographs are far closer to Gaussian than digits.
+    limits = {"mnist": ((0.3, 0.3), (1.0, 0.45)), "patches": ((0.1, 0.5), (0.3, 0.65))}
+    for name in names:
+        model = networks.load(name)
+        assert 500_000 <= sum(value.numel() for value in model.parameters()) <= 3_000_000
+        images = sets[model.description.data]
+        clean = data.scaled(images.held_out[:250])
+        for sigma, most in limits[model.description.data]:
+            noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(7)).numpy()
+            limit = most * linear_error(
+                data.scaled(images.training[:20_000]), clean, clean + sigma * noise, sigma
+            )
+            assert sampling.denoising_errors(model, clean, np.array([sigma]), seed=7)[0] < limit, (
+                name,
+                sigma,
+            )
+
+
 def test_weights_survive_saving(monkeypatch, tmp_path):
     import networks
 
     monkeypatch.setattr(networks, "WEIGHTS", tmp_path)
-    description = networks.Description("x", "mnist", "edm", (8, 8, 8), 0.6, 0.002, 80.0, 3, 10, 0.1, 1.0)
+    description = networks.Description("x", "mnist", "edm", (8, 8, 8), 28, 0.6, 0.002, 80.0, 3, 10, 0.1, 1.0)
     torch.manual_seed(3)
     model = networks.Denoiser(description)
     for value in model.parameters():
@@ -397,13 +436,35 @@ def test_a_missing_folder_is_named(tmp_path):
     assert "--images" in done.stderr
 
 
+def test_the_answer_is_that_of_the_committed_results():
+    import answer
+    import answer_text
+
+    result = json.loads((HERE / "results" / "answer.json").read_text(encoding="utf-8"))
+    readme = answer.README.read_text(encoding="utf-8")
+    assert answer.with_headline(readme, answer_text.headline(result)) == readme
+    assert (HERE / "results" / "answer.md").read_text(encoding="utf-8") == answer_text.written(result)
+    for name, setup in result["setups"].items():
+        rows = json.loads((HERE / "results" / f"samples-{name}.json").read_text(encoding="utf-8"))["rows"]
+        for nfe, part in setup["survey"].items():
+            cell = (int(nfe), part["count"], part["seed"])
+            same = {row["strategy"]: row for row in rows if (row["nfe"], row["count"], row["seed"]) == cell}
+            for score, distances in part["distances"].items():
+                assert distances == {
+                    strategy: pytest.approx(row[score], abs=1e-4) for strategy, row in same.items()
+                }
+
+
 def test_regret_is_over_strategies_that_all_setups_have():
     import answer
 
+    def part(**distances):
+        return {"distances": {"fd_pixels": distances}}
+
     setups = {
-        "x": {"survey": {"3": {"ratio": {"a": 1.0, "b": 4.0, "c": 1.0}}}},
-        "y": {"survey": {"3": {"ratio": {"a": 4.0, "b": 1.0}}, "5": {"ratio": {"a": 2.0, "b": 1.0}}}},
+        "x": {"survey": {"3": part(a=2.0, b=8.0, c=2.0)}},
+        "y": {"survey": {"3": part(a=4.0, b=1.0), "5": part(a=1.0, b=0.5)}},
     }
-    found = answer.regrets(setups)
+    found = answer.regrets(setups, "fd_pixels")
     assert list(found) == ["b", "a"]
     assert found["a"] == {"mean": 2.0, "worst": 4.0, "where": "y NFE 3"}

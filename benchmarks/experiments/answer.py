@@ -55,15 +55,13 @@ def rows_of(name: str) -> list[Row]:
 
 
 def survey(rows: list[Row]) -> dict[int, dict[str, Row]]:
-    """By number of evaluations and strategy: the cells of the seed and count that most strategies have."""
-    groups: dict[tuple[int, int], list[Row]] = defaultdict(list)
+    """By number of evaluations and strategy: of each number the cells of the seed and count that has most."""
+    groups: dict[int, dict[tuple[int, int], dict[str, Row]]] = defaultdict(lambda: defaultdict(dict))
     for row in rows:
-        groups[row["count"], row["seed"]].append(row)
-    found: dict[int, dict[str, Row]] = defaultdict(dict)
-    for row in max(groups.values(), key=len, default=[]):
-        found[row["nfe"]][row["strategy"]] = row
+        groups[row["nfe"]][row["count"], row["seed"]][row["strategy"]] = row
+    found = {nfe: max(groups[nfe].values(), key=len) for nfe in sorted(groups)}
     most = max(map(len, found.values()), default=0)
-    return {nfe: found[nfe] for nfe in sorted(found) if len(found[nfe]) >= COMPLETE * most}
+    return {nfe: table for nfe, table in found.items() if len(table) >= COMPLETE * most}
 
 
 def finals(rows: list[Row]) -> list[Row]:
@@ -94,6 +92,7 @@ def predictions(setup: sampling.Setup, s: strategies.Situation, table: dict[str,
             fastkl.divergence(s.spectrum(spectrum, floor), levels, metric, setup.sampler, prior, rtol=1e-6)
         )
         for spectrum, metric, floor in PREDICTORS
+        if spectrum == "cov" or s.effective is not None
     }
 
 
@@ -129,18 +128,18 @@ def misled(values: Floats, distances: Floats, names: list[str]) -> list[Any]:
 
 def surveyed(setup: sampling.Setup, s: strategies.Situation, table: dict[str, Row]) -> Row:
     """Figures of one setup at one number of evaluations."""
-    distances = np.array([row["fd_features"] for row in table.values()])
+    distances = {score: {name: round(row[score], 4) for name, row in table.items()} for score in DISTANCES}
+    features = np.array(list(distances["fd_features"].values()))
     values = predictions(setup, s, table)
     one = next(iter(table.values()))
+    forecasts = {key: values[name] for key in ("cov", "eff") if (name := f"w2-{key}-0") in values}
     return {
         "count": one["count"],
         "seed": one["seed"],
-        "distance": {name: round(row["fd_features"], 4) for name, row in table.items()},
-        "pixels": {name: round(row["fd_pixels"], 4) for name, row in table.items()},
-        "ratio": {name: round(row["fd_features"] / distances.min(), 4) for name, row in table.items()},
+        "distances": distances,
         "correlation": correlations(values, table),
-        "w2": {key: values[f"w2-{key}-0"].round(6).tolist() for key in ("cov", "eff")},
-        "misled": {key: misled(values[key], distances, list(table)) for key in ("w2-cov-0", "w2-eff-0")},
+        "w2": {key: forecast.round(6).tolist() for key, forecast in forecasts.items()},
+        "misled": {key: misled(forecast, features, list(table)) for key, forecast in forecasts.items()},
     }
 
 
@@ -148,31 +147,28 @@ def summary(setup: sampling.Setup) -> Row:
     """All figures of one setup."""
     rows = rows_of(setup.name)
     s = measured.situation(setup, RESULTS)
-    counts = np.asarray(s.effective.counts).round(2).tolist()
     return {
         "data": setup.data,
         "sampler": setup.sampler,
-        "effective": [s.effective.eigenvalues.round(6).tolist(), counts],
         "final": finals(rows),
         "survey": {str(nfe): surveyed(setup, s, table) for nfe, table in survey(rows).items()},
     }
 
 
-def regrets(setups: dict[str, Row]) -> dict[str, Row]:
+def regrets(setups: dict[str, Row], score: str) -> dict[str, Row]:
     """Of every strategy that all setups have: the distance over the best one's, worst case and geometric mean."""
-    ratios: dict[str, list[tuple[float, str]]] = defaultdict(list)
-    cases = 0
-    for name, setup in setups.items():
-        for nfe, table in setup["survey"].items():
-            cases += 1
-            for strategy, ratio in table["ratio"].items():
-                ratios[strategy].append((ratio, f"{name} NFE {nfe}"))
+    cases = [
+        (f"{name} NFE {nfe}", answer_text.ratios(part, score))
+        for name, setup in setups.items()
+        for nfe, part in setup["survey"].items()
+    ]
     found = {}
-    for strategy, values in ratios.items():
-        if len(values) == cases:
-            worst = max(values)
+    for strategy in cases[0][1] if cases else ():
+        values = [(part[strategy], where) for where, part in cases if strategy in part]
+        if len(values) == len(cases):
             mean = float(np.exp(np.mean([np.log(value) for value, _ in values])))
-            found[strategy] = {"mean": round(mean, 4), "worst": worst[0], "where": worst[1]}
+            worst, where = max(values)
+            found[strategy] = {"mean": round(mean, 4), "worst": round(worst, 4), "where": where}
     return dict(sorted(found.items(), key=lambda item: item[1]["mean"]))
 
 
@@ -189,7 +185,7 @@ def main() -> None:
     parser.add_argument("--check", action="store_true")
     arguments = parser.parse_args()
     setups = {name: summary(setup) for name, setup in sampling.SETUPS.items() if rows_of(name)}
-    result = {"setups": setups, "regret": regrets(setups)}
+    result = {"setups": setups, "regret": {score: regrets(setups, score) for score in DISTANCES}}
     texts = {
         RESULTS / "answer.json": json.dumps(result) + "\n",
         RESULTS / "answer.md": answer_text.written(result),

@@ -17,6 +17,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 
+import answer_text
 import matplotlib.pyplot as plt
 import numpy as np
 
@@ -34,6 +35,7 @@ LINES = {
     "search-w2-eff-0": ("best w2, effective", "C2"),
 }
 SHOWN = (4, 6, 10)
+SPECTRA = {"cov": ("covariance", "C0"), "eff": ("effective", "C2")}
 
 
 def panels(count: int, height: float = 4.0) -> tuple[Any, Any]:
@@ -48,7 +50,7 @@ def distance_figure(setups: dict[str, Any]) -> Any:
     for axis, (name, setup) in zip(axes, setups.items(), strict=True):
         nfe = [int(key) for key in setup["survey"]]
         for strategy, (label, colour) in LINES.items():
-            ratios = [part["ratio"].get(strategy, np.nan) for part in setup["survey"].values()]
+            ratios = [answer_text.ratios(part).get(strategy, np.nan) for part in setup["survey"].values()]
             if not np.all(np.isnan(ratios)):
                 ours = "w2" in strategy
                 axis.plot(nfe, ratios, color=colour, label=label, lw=2.2 if ours else 1.2, marker="o", ms=3.5)
@@ -90,12 +92,11 @@ def forecast_figure(setups: dict[str, Any]) -> Any:
             part = setup["survey"].get(str(nfe))
             if part is None:
                 continue
-            measured = np.array(list(part["pixels"].values()))
-            for spectrum, colour in (("cov", "C0"), ("eff", "C2")):
-                label = f"{'covariance' if spectrum == 'cov' else 'effective'}, NFE {nfe}"
-                axis.scatter(
-                    part["w2"][spectrum], measured, s=14, marker=marker, color=colour, alpha=0.6, label=label
-                )
+            measured = np.array(list(part["distances"]["fd_pixels"].values()))
+            for spectrum, forecast in part["w2"].items():
+                title, colour = SPECTRA[spectrum]
+                label = f"{title}, NFE {nfe}"
+                axis.scatter(forecast, measured, s=14, marker=marker, color=colour, alpha=0.6, label=label)
         low, high = axis.get_ylim()
         axis.set(xscale="log", yscale="log", xlabel="w2 predicted", title=name)
         ends = np.array([max(low, 1e-2), high])

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import pathlib
+import sys
 from typing import Any
 
-import gaussian_text
 import numpy as np
+
+sys.path.append(str(pathlib.Path(__file__).parents[1]))
+
+import markdown_parts
 
 Row = dict[str, Any]
 SHOWN = 14  # strategies in the table of ratios
@@ -25,6 +30,7 @@ ALWAYS = (
     "trajectory-dp",
     "uniform-trailing",
 )
+OTHERS = ("fd_pixels", "fd_teacher", "to_teacher")
 HEADLINE = {
     "search-w2-cov-0": "fastkl, least `w2` on the covariance spectrum",
     "search-w2-eff-0": "fastkl, least `w2` on the effective spectrum",
@@ -40,9 +46,16 @@ HEADLINE = {
 }
 
 
+def ratios(part: Row, score: str = "fd_features") -> dict[str, float]:
+    """Distance of every strategy over the least one."""
+    distances = part["distances"][score]
+    least = min(distances.values())
+    return {name: distance / least for name, distance in distances.items()}
+
+
 def table(head: list[str], lines: list[list[str]]) -> str:
     """Markdown, without the blank lines around it."""
-    return "\n".join(gaussian_text.table(head, lines)).strip("\n")
+    return "\n".join(markdown_parts.table(head, lines))
 
 
 def correlation_table(setup: Row) -> str:
@@ -64,14 +77,16 @@ def correlation_table(setup: Row) -> str:
 def ratio_table(setup: Row) -> str:
     """Distance over the best one's: the strategies that are best on average, and those that people know."""
     survey = setup["survey"]
-    ratios = {
-        name: [part["ratio"].get(name) for part in survey.values()]
-        for name in next(iter(survey.values()))["ratio"]
+    parts = [ratios(part) for part in survey.values()]
+    complete = {
+        name: [part[name] for part in parts] for name in parts[0] if all(name in part for part in parts)
     }
-    complete = {name: values for name, values in ratios.items() if None not in values}
     order = sorted(complete, key=lambda name: float(np.mean(np.log(complete[name]))))
     chosen = [name for name in order if name in order[:SHOWN] or name in ALWAYS]
-    best = ["least distance", *(f"{min(part['distance'].values()):.2f}" for part in survey.values())]
+    best = [
+        "least distance",
+        *(f"{min(part['distances']['fd_features'].values()):.2f}" for part in survey.values()),
+    ]
     lines = [best, *([name, *(f"{value:.2f}" for value in complete[name])] for name in chosen)]
     return table(["strategy", *(f"NFE {nfe}" for nfe in survey)], lines)
 
@@ -97,10 +112,9 @@ def headline(result: Row) -> str:
     for strategy, label in HEADLINE.items():
         line = [label]
         for setup in setups.values():
-            ratios = [
-                part["ratio"][strategy] for part in setup["survey"].values() if strategy in part["ratio"]
-            ]
-            line.append(f"{np.exp(np.mean(np.log(ratios))):.2f} ({max(ratios):.2f})" if ratios else "")
+            parts = [ratios(part) for part in setup["survey"].values()]
+            values = [part[strategy] for part in parts if strategy in part]
+            line.append(f"{np.exp(np.mean(np.log(values))):.2f} ({max(values):.2f})" if values else "")
         lines.append(line)
     heads = [f"{name}, NFE {', '.join(setup['survey'])}" for name, setup in setups.items()]
     return table(["choice of levels", *heads], lines)
@@ -109,9 +123,10 @@ def headline(result: Row) -> str:
 def setup_text(name: str, setup: Row) -> str:
     """One setup."""
     first = next(iter(setup["survey"].values()))
+    count = len(ratios(first))
     parts = [
         f"## {name}",
-        f"{len(first['distance'])} choices of levels, {first['count']:,} samples of seed {first['seed']} each. "
+        f"{count} choices of levels, {first['count']:,} samples of seed {first['seed']} each. "
         "Frechet distance of the features over the least one at that NFE:",
         ratio_table(setup),
         "Spearman's rank correlation between a prediction and the distance; in brackets the distance of the choice "
@@ -121,7 +136,7 @@ def setup_text(name: str, setup: Row) -> str:
     misled = [
         f"NFE {nfe}: {good} {gap:+d}, {bad} {less:+d}"
         for nfe, part in setup["survey"].items()
-        for (good, gap), (bad, less) in [part["misled"]["w2-cov-0"]]
+        for (good, gap), (bad, less) in [part["misled"]["cov"]]
     ]
     parts.append(
         "Where w2 on the covariance spectrum misleads most, in ranks (+: the samples are worse than predicted): "
@@ -139,9 +154,16 @@ def setup_text(name: str, setup: Row) -> str:
 
 def written(result: Row) -> str:
     """The whole text."""
+    regret = result["regret"]
     lines = [
-        [name, f"{line['mean']:.2f}", f"{line['worst']:.2f}", line["where"]]
-        for name, line in list(result["regret"].items())[:25]
+        [
+            name,
+            f"{line['mean']:.2f}",
+            f"{line['worst']:.2f}",
+            line["where"],
+            *(f"{part['mean']:.2f} ({part['worst']:.2f})" for part in (regret[s][name] for s in OTHERS)),
+        ]
+        for name, line in list(regret["fd_features"].items())[:25]
     ]
     parts = [
         "# Do better numbers make better samples?",
@@ -150,8 +172,10 @@ def written(result: Row) -> str:
         "the model's denoising errors. to0: carried to sigma = 0; min: stopped at sigma_min, then 0.",
         "## All setups",
         "Distance of a strategy over the least one of all strategies, over every setup and NFE that the survey has: "
-        "geometric mean, worst case. Strategies that all setups share, best first:",
-        table(["strategy", "mean", "worst", "where"], lines),
+        "geometric mean, worst case. Strategies that all setups share, best first by the features; then the same of "
+        "the pixels, of the features to the samples of the same network in 64 steps, and of the mean square distance "
+        "to them:",
+        table(["strategy", "mean", "worst", "where", "pixels", "network", "samples"], lines),
         *(setup_text(name, setup) for name, setup in result["setups"].items()),
     ]
     return "\n\n".join(parts) + "\n"

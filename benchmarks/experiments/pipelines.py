@@ -27,7 +27,7 @@ class PipelineDenoiser(nn.Module):
         super().__init__()
         self.network, self.schedule, self.prediction = unet, schedule, prediction
         self.description = Description(
-            name, name, "epsilon", (0, 0, 0), 0.0, schedule.sigma_min, schedule.sigma_max, 0, 0, 0.0, 0.0
+            name, name, "epsilon", (0, 0, 0), 0, 0.0, schedule.sigma_min, schedule.sigma_max, 0, 0, 0.0, 0.0
         )
 
     def raw(self, inputs: Tensor, sigma: Tensor) -> Tensor:
