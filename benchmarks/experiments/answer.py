@@ -103,19 +103,17 @@ def rank_correlation(values: Floats, distances: Floats) -> float | None:
     return round(float(spearmanr(values, distances).statistic), 4)
 
 
-def correlations(predicted: dict[str, Floats], table: dict[str, Row]) -> Row:
+def correlations(predicted: dict[str, Floats], distances: dict[str, Floats], names: list[str]) -> Row:
     """Of every predictor: rank correlation with the distances, among all and near the best, and its favourite."""
     found: Row = {}
-    distances = {score: np.array([row[score] for row in table.values()]) for score in DISTANCES}
-    near = distances["fd_features"] <= NEAR * distances["fd_features"].min()
+    features = distances["fd_features"]
+    near = features <= NEAR * features.min()
     for name, values in predicted.items():
         first = int(np.argmin(values))
         found[name] = {score: rank_correlation(values, d) for score, d in distances.items()}
-        found[name]["near"] = rank_correlation(values[near], distances["fd_features"][near])
-        found[name]["favourite"] = list(table)[first]
-        found[name]["ratio"] = round(
-            float(distances["fd_features"][first] / distances["fd_features"].min()), 4
-        )
+        found[name]["near"] = rank_correlation(values[near], features[near])
+        found[name]["favourite"] = names[first]
+        found[name]["ratio"] = round(float(features[first] / features.min()), 4)
         found[name]["value"] = round(float(values[first]), 6)
     return found
 
@@ -128,18 +126,23 @@ def misled(values: Floats, distances: Floats, names: list[str]) -> list[Any]:
 
 def surveyed(setup: sampling.Setup, s: strategies.Situation, table: dict[str, Row]) -> Row:
     """Figures of one setup at one number of evaluations."""
-    distances = {score: {name: round(row[score], 4) for name, row in table.items()} for score in DISTANCES}
-    features = np.array(list(distances["fd_features"].values()))
+    names = list(table)
+    distances = {score: np.array([row[score] for row in table.values()]) for score in DISTANCES}
     values = predictions(setup, s, table)
     one = next(iter(table.values()))
     forecasts = {key: values[name] for key in ("cov", "eff") if (name := f"w2-{key}-0") in values}
     return {
         "count": one["count"],
         "seed": one["seed"],
-        "distances": distances,
-        "correlation": correlations(values, table),
+        "distances": {
+            score: dict(zip(names, found.round(4).tolist(), strict=True))
+            for score, found in distances.items()
+        },
+        "correlation": correlations(values, distances, names),
         "w2": {key: forecast.round(6).tolist() for key, forecast in forecasts.items()},
-        "misled": {key: misled(forecast, features, list(table)) for key, forecast in forecasts.items()},
+        "misled": {
+            key: misled(forecast, distances["fd_features"], names) for key, forecast in forecasts.items()
+        },
     }
 
 

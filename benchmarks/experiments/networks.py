@@ -80,7 +80,7 @@ class Dense(nn.Module):
     """Three fully connected layers from the image to an image, the noise level scales and shifts between them.
 
     At high noise what the image is must be read off all pixels at once. Convolutions learn that far too slowly: after
-    1.2 million images a U-Net without these layers was no better at sigma = 4 than a linear map.
+    1.2 million images a U-Net without these layers was hardly better at sigma = 4 than a linear map.
     """
 
     def __init__(self, size: int) -> None:
