@@ -1,12 +1,15 @@
 """Shared fixtures. Every random test draws from `rng`; FASTKL_TEST_SEED chooses the seed, which pytest prints."""
 
 import os
+import sys
 import zlib
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+import fastkl
 from fastkl import _gpu_device
 
 SEED = int(os.environ.get("FASTKL_TEST_SEED", "20260113"))
@@ -35,6 +38,28 @@ def pytest_terminal_summary(terminalreporter):
         run, skipped = gpu_tests["run"], gpu_tests["skipped"]
         outcome = "failed" if REQUIRE_GPU else "skipped"
         terminalreporter.write_line(f"GPU tests: {run} run, {skipped} {outcome} for want of a GPU")
+
+
+@pytest.fixture
+def experiments(monkeypatch):
+    """Makes the scripts of benchmarks/experiments importable, as they import each other, and forgets them again."""
+    folder = str(Path(__file__).resolve().parents[1] / "benchmarks" / "experiments")
+    monkeypatch.syspath_prepend(folder)
+    before = set(sys.modules)
+    yield
+    for name in set(sys.modules) - before:
+        if folder in str(getattr(sys.modules[name], "__file__", "")):
+            del sys.modules[name]
+
+
+@pytest.fixture(scope="session")
+def undisturbed_small(tmp_path_factory):
+    """What the folder of the sweep `small` holds after a run that nothing disturbed."""
+    from sweeps import contents, small
+
+    folder = tmp_path_factory.mktemp("expected") / "out"
+    fastkl.sweep(small(), folder)
+    return contents(folder)
 
 
 @pytest.fixture

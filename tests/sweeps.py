@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import fastkl
 
 GAMMAS = {"start": 1e-3, "stop": 10.0, "num": 300, "spacing": "log"}
+SCHEDULES = {"ddpm_linear": fastkl.NoiseSchedule.ddpm_linear(), "edm": fastkl.NoiseSchedule.edm()}
 
 
 def small(**changes):
@@ -30,6 +31,11 @@ def contents(folder):
     manifest = json.loads((folder / "manifest.json").read_text())
     del manifest["sessions"]
     return {**files, "manifest": manifest}
+
+
+def chunk_files(folder):
+    """Paths of the chunks in a folder, in order."""
+    return sorted((folder / "chunks").glob("*.parquet"))
 
 
 def all_rows(folder):

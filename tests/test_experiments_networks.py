@@ -1,10 +1,7 @@
-"""The experiments on trained networks: their parts against slow, obvious forms, and the whole on a tiny pipeline."""
+"""The experiments on trained networks: their parts against slow, obvious forms."""
 
 import itertools
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,19 +9,8 @@ import torch
 
 import fastkl
 
-HERE = Path(__file__).resolve().parents[1] / "benchmarks" / "experiments"
+pytestmark = pytest.mark.usefixtures("experiments")
 LAMBDAS = torch.tensor([4.0, 0.5, 0.01, 0.0], dtype=torch.float64)
-
-
-@pytest.fixture(autouse=True)
-def modules(monkeypatch):
-    """The scripts import each other from their own folder."""
-    monkeypatch.syspath_prepend(str(HERE))
-    before = set(sys.modules)
-    yield
-    for name in set(sys.modules) - before:
-        if str(HERE) in str(getattr(sys.modules[name], "__file__", "")):
-            del sys.modules[name]
 
 
 def gaussian(y, sigma):
@@ -100,45 +86,6 @@ def test_the_scheduler_of_order_1_is_ddim():
     np.testing.assert_allclose(
         ours.flatten().numpy(), x.flatten().numpy(), rtol=0, atol=2e-2 * float(x.abs().max())
     )
-
-
-def linear_error(images, clean, noisy, sigma):
-    """Mean square error of the best denoiser of a Gaussian with the training images' mean and covariance."""
-    pixels = images.reshape(len(images), -1)
-    values, vectors = np.linalg.eigh(np.cov(pixels, rowvar=False))
-    share = np.maximum(values, 0) / (np.maximum(values, 0) + sigma**2)
-    mean = pixels.mean(0)
-    answer = mean + ((noisy.reshape(len(noisy), -1) - mean) @ vectors * share) @ vectors.T
-    return np.square(answer - clean.reshape(len(clean), -1)).sum(1).mean()
-
-
-def test_committed_weights_are_small_and_denoise_far_better_than_a_linear_map():
-    import data
-    import networks
-    import sampling
-
-    files = sorted(networks.WEIGHTS.glob("*.safetensors"))
-    assert sum(file.stat().st_size for file in files) <= 6_000_000
-    names = [file.stem for file in files if not file.stem.endswith("classifier")]
-    assert names == ["mnist-edm", "mnist-epsilon", "patches-edm"]
-    torch.set_num_threads(1)
-    sets = {name: make() for name, make in data.DATA_SETS.items()}
-    # Shares of the linear map's error; patches of photographs are far closer to Gaussian than digits.
-    limits = {"mnist": ((0.3, 0.3), (1.0, 0.45)), "patches": ((0.1, 0.5), (0.3, 0.65))}
-    for name in names:
-        model = networks.load(name)
-        assert 500_000 <= sum(value.numel() for value in model.parameters()) <= 3_000_000
-        images = sets[model.description.data]
-        clean = data.scaled(images.held_out[:250])
-        for sigma, most in limits[model.description.data]:
-            noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(7)).numpy()
-            limit = most * linear_error(
-                data.scaled(images.training[:20_000]), clean, clean + sigma * noise, sigma
-            )
-            assert sampling.denoising_errors(model, clean, np.array([sigma]), seed=7)[0] < limit, (
-                name,
-                sigma,
-            )
 
 
 def test_weights_survive_saving(monkeypatch, tmp_path):
@@ -280,74 +227,20 @@ def test_the_store_adds_what_is_missing_and_keeps_the_rest(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["rows.json"]
 
 
-def learn(unet, scheduler, images, steps):
-    """Teach a network to predict the noise, a little."""
-    optimizer = torch.optim.Adam(unet.parameters(), lr=1e-2)
-    for _ in range(steps):
-        clean = images[torch.randint(len(images), (32,))]
-        noise, timesteps = torch.randn_like(clean), torch.randint(1000, (32,))
-        noisy = scheduler.add_noise(clean, noise, timesteps)
-        loss = (unet(noisy, timesteps).sample - noise).square().mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+def test_the_effective_spectrum_leaves_out_where_the_network_is_of_no_use():
+    import measured
 
-
-@pytest.fixture
-def pipeline(tmp_path):
-    """A diffusers pipeline with a tiny network, and images for it: rings of one colour on another."""
-    from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
-    from PIL import Image
-
-    torch.manual_seed(5)
-    torch.set_num_threads(1)
-    unet = UNet2DModel(
-        sample_size=8,
-        in_channels=1,
-        out_channels=1,
-        layers_per_block=1,
-        block_out_channels=(8, 8),
-        norm_num_groups=4,
-        down_block_types=("DownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "UpBlock2D"),
-    )
-    (tmp_path / "images").mkdir()
-    generator = np.random.default_rng(6)
-    ring = np.pad(np.ones((4, 4)), 2)
-    grey = np.stack([ring * a + (1 - ring) * b for a, b in generator.uniform(30, 220, (60, 2))])
-    grey = (grey + generator.normal(0, 8, grey.shape)).clip(0, 255).astype(np.uint8)
-    for i, image in enumerate(grey):
-        Image.fromarray(image).save(tmp_path / "images" / f"{i}.png")
-    learn(unet, DDPMScheduler(), torch.from_numpy(grey[:, None]).float() * (2 / 255) - 1, 200)
-    DDPMPipeline(unet, DDPMScheduler()).save_pretrained(tmp_path / "model")
-    (tmp_path / "images" / "notes.txt").write_text("not an image")
-    return tmp_path
-
-
-def test_the_comparison_runs_on_a_users_pipeline_and_goes_on_where_it_stopped(pipeline):
-    command = [sys.executable, str(HERE / "compare.py"), "own", "--pipeline", "model", "--images", "images"]
-    command += ["--out", "out", "--count", "250", "--seeds", "0", "--nfe", "3", "--processes", "1"]
-    for strategies in (["karras-7", "search-w2-cov-0"], ["karras-7", "search-w2-cov-0", "tangent-w2-eff"]):
-        done = subprocess.run(
-            [*command, "--strategies", *strategies], cwd=pipeline, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stderr
-    assert "karras-7" not in done.stdout  # was there
-    found = json.loads((pipeline / "out" / "samples-model-ddim.json").read_text(encoding="utf-8"))
-    rows = {row["strategy"]: row for row in found["rows"]}
-    assert set(rows) == {"karras-7", "search-w2-cov-0", "tangent-w2-eff"}
-    for row in rows.values():
-        assert row["fd_pixels"] > 0
-        assert row["fd_features"] == pytest.approx(row["fd_pixels"])  # no labels: pixels are the features
-        assert 0 <= row["precision"] <= 1
-        assert row["to_teacher"] > 0
-    spectrum = json.loads((pipeline / "out" / "measured-model-images.json").read_text(encoding="utf-8"))
-    assert len(spectrum["eigenvalues"]) == 64
-    schedule = fastkl.NoiseSchedule.ddpm_linear()
-    covariance = fastkl.Spectrum(np.array(spectrum["eigenvalues"]), mean=spectrum["mean"])
-    best = fastkl.search(covariance, schedule, 3, metric="w2")
-    value = fastkl.divergence(covariance, rows["search-w2-cov-0"]["sigmas"], "w2")
-    assert value == pytest.approx(best.value, rel=1e-6)  # diffusers has float32 tables
+    lambdas = np.repeat([2.0, 0.1], [4, 12])
+    sigmas = np.geomspace(0.01, 50, 30)
+    exact = np.array([(lambdas * s**2 / (lambdas + s**2)).sum() for s in sigmas])
+    found = {"sigmas": sigmas, "errors": exact.copy(), "eigenvalues": lambdas, "variance": lambdas.sum()}
+    found["errors"][-3:] = 100.0  # far from the data: worse than to answer the mean
+    found["errors"][10] *= 1.5  # one level badly learned
+    levels = np.geomspace(0.05, 5, 9)
+    fitted = measured.effective_spectrum(found)
+    errors = [(fitted.eigenvalues * s**2 / (fitted.eigenvalues + s**2) * fitted.counts).sum() for s in levels]
+    np.testing.assert_allclose(errors, [(lambdas * s**2 / (lambdas + s**2)).sum() for s in levels], rtol=0.05)
+    assert measured.effective_spectrum(found | {"errors": sigmas**2 * 99}) is None
 
 
 def test_the_network_of_a_pipeline_answers_with_the_noise():
@@ -374,97 +267,3 @@ def test_the_network_of_a_pipeline_answers_with_the_noise():
         model.network, model.schedule, model.prediction = Answer(prediction), schedule, prediction
         found = model(units(), sigma.double())
         torch.testing.assert_close(found, gaussian(units(), float(sigma)), rtol=1e-6, atol=1e-8)
-
-
-@pytest.mark.parametrize(
-    ("part", "change", "said"),
-    [
-        ("unet", {"num_class_embeds": 10}, "conditional on classes"),
-        ("unet", {"in_channels": 4, "out_channels": 4}, "must be 1 or 3"),
-        ("scheduler", {"beta_schedule": None}, "no table of betas"),
-        ("scheduler", {"rebetas_zero_snr": True, "rescale_betas_zero_snr": True}, "zero terminal SNR"),
-        ("scheduler", {"prediction_type": "sample"}, "prediction_type"),
-    ],
-)
-def test_pipelines_that_cannot_be_compared_are_refused(tmp_path, part, change, said):
-    import pipelines
-    from diffusers import DDPMScheduler, UNet2DModel
-
-    unet = UNet2DModel(
-        sample_size=8, in_channels=1, out_channels=1, layers_per_block=1, block_out_channels=(8,), norm_num_groups=4,
-        down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",),
-    )  # fmt: skip
-    unet.save_pretrained(tmp_path / "unet")
-    DDPMScheduler().save_pretrained(tmp_path / "scheduler")
-    path = tmp_path / part / ("config.json" if part == "unet" else "scheduler_config.json")
-    path.write_text(json.dumps(json.loads(path.read_text()) | change))
-    with pytest.raises(SystemExit, match=said):
-        pipelines.load(tmp_path)
-
-
-def test_the_effective_spectrum_leaves_out_where_the_network_is_of_no_use():
-    import measured
-
-    lambdas = np.repeat([2.0, 0.1], [4, 12])
-    sigmas = np.geomspace(0.01, 50, 30)
-    exact = np.array([(lambdas * s**2 / (lambdas + s**2)).sum() for s in sigmas])
-    found = {"sigmas": sigmas, "errors": exact.copy(), "eigenvalues": lambdas, "variance": lambdas.sum()}
-    found["errors"][-3:] = 100.0  # far from the data: worse than to answer the mean
-    found["errors"][10] *= 1.5  # one level badly learned
-    levels = np.geomspace(0.05, 5, 9)
-    fitted = measured.effective_spectrum(found)
-    errors = [(fitted.eigenvalues * s**2 / (fitted.eigenvalues + s**2) * fitted.counts).sum() for s in levels]
-    np.testing.assert_allclose(errors, [(lambdas * s**2 / (lambdas + s**2)).sum() for s in levels], rtol=0.05)
-    assert measured.effective_spectrum(found | {"errors": sigmas**2 * 99}) is None
-
-
-def test_a_half_done_number_of_evaluations_is_not_shown():
-    import answer
-
-    rows = [
-        {"strategy": name, "nfe": nfe, "seed": 0, "count": 10}
-        for nfe, names in ((3, "abcd"), (5, "a"), (4, "abcd"))
-        for name in names
-    ]
-    assert list(answer.survey(rows)) == [3, 4]
-
-
-def test_a_missing_folder_is_named(tmp_path):
-    command = [sys.executable, str(HERE / "compare.py"), "own", "--pipeline", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert "--images" in done.stderr
-
-
-def test_the_answer_is_that_of_the_committed_results():
-    import answer
-    import answer_text
-
-    result = json.loads((HERE / "results" / "answer.json").read_text(encoding="utf-8"))
-    readme = answer.README.read_text(encoding="utf-8")
-    assert answer.with_headline(readme, answer_text.headline(result)) == readme
-    assert (HERE / "results" / "answer.md").read_text(encoding="utf-8") == answer_text.written(result)
-    for name, setup in result["setups"].items():
-        rows = json.loads((HERE / "results" / f"samples-{name}.json").read_text(encoding="utf-8"))["rows"]
-        for nfe, part in setup["survey"].items():
-            cell = (int(nfe), part["count"], part["seed"])
-            same = {row["strategy"]: row for row in rows if (row["nfe"], row["count"], row["seed"]) == cell}
-            for score, distances in part["distances"].items():
-                assert distances == {
-                    strategy: pytest.approx(row[score], abs=1e-4) for strategy, row in same.items()
-                }
-
-
-def test_regret_is_over_strategies_that_all_setups_have():
-    import answer
-
-    def part(**distances):
-        return {"distances": {"fd_pixels": distances}}
-
-    setups = {
-        "x": {"survey": {"3": part(a=2.0, b=8.0, c=2.0)}},
-        "y": {"survey": {"3": part(a=4.0, b=1.0), "5": part(a=1.0, b=0.5)}},
-    }
-    found = answer.regrets(setups, "fd_pixels")
-    assert list(found) == ["b", "a"]
-    assert found["a"] == {"mean": 2.0, "worst": 4.0, "where": "y NFE 3"}

@@ -6,11 +6,9 @@ is allowed.
 """
 
 import errno
-import hashlib
 import json
 import os
 import random
-import re
 import shutil
 import signal
 import subprocess
@@ -18,18 +16,18 @@ import sys
 import time
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import SEED
-from sweeps import contents, small
+from sweeps import chunk_files, contents, small
 
 import fastkl
-from fastkl.sweeps import store
 from fastkl.sweeps.running import plan_of
 
 KILLS = 20
 EACH, CHUNKS = 6, 800  # so many that twenty runs cannot finish them, however fast the machine
+
+
 LARGE = small(chunk=EACH, top=20, full=True, rtol=0.0, steps=[4, 6, 8, 10])
 RUN = """
 import json, sys
@@ -61,10 +59,6 @@ def undisturbed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed") / "out"
     fastkl.sweep(LARGE, folder)
     return contents(folder)
-
-
-def chunk_files(folder):
-    return sorted((folder / "chunks").glob("*.parquet"))
 
 
 def test_killed_at_twenty_random_moments(tmp_path, undisturbed):
@@ -111,38 +105,6 @@ def test_a_finished_sweep_is_not_computed_again(tmp_path, monkeypatch):
     assert contents(tmp_path / "out") == before
 
 
-@pytest.mark.parametrize("damage", ["flipped", "cut", "empty", "other", "renamed"])
-def test_a_damaged_chunk_is_found_named_and_the_only_one_redone(tmp_path, damage, monkeypatch):
-    folder = tmp_path / "out"
-    fastkl.sweep(small(), folder)
-    before = contents(folder)
-    victim = chunk_files(folder)[7]
-    content = bytearray(victim.read_bytes())
-    if damage == "flipped":
-        content[len(content) // 2] ^= 1
-        victim.write_bytes(content)
-    elif damage == "cut":
-        victim.write_bytes(content[:-9])
-    elif damage == "empty":
-        victim.write_bytes(b"")
-    elif damage == "other":  # whole, but of another sweep
-        fastkl.sweep(small(top=8), tmp_path / "other")
-        victim.unlink()
-        victim = folder / "chunks" / chunk_files(tmp_path / "other")[7].name
-        shutil.copy(chunk_files(tmp_path / "other")[7], victim)
-    else:  # whole, under another's number
-        wrong = victim.with_name(victim.name.replace("000000007", "000000008"))
-        chunk_files(folder)[8].unlink()
-        victim = victim.rename(wrong)
-    done = []
-    real = store.Store.write
-    monkeypatch.setattr(store.Store, "write", lambda self, n, data: (done.append(n), real(self, n, data)))
-    found = fastkl.sweep(small(), folder)
-    assert found.damaged == (victim.name,)
-    assert sorted(done) == ([7, 8] if damage == "renamed" else [7])
-    assert contents(folder) == before
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -187,121 +149,6 @@ def test_the_manifest_says_what_it_was_made_with(tmp_path):
     assert session["machine"]["cpus"] == os.cpu_count()
 
 
-@pytest.mark.parametrize("where", ["", "chunks/"])
-def test_a_folder_of_something_else_is_left_alone(tmp_path, where):
-    folder = tmp_path / "out"
-    (folder / "chunks").mkdir(parents=True)
-    (folder / f"{where}mine.txt").write_text("precious")
-    with pytest.raises(ValueError, match=r"holds mine\.txt but no manifest\.json; choose a new folder"):
-        fastkl.sweep(small(), folder)
-    assert (folder / f"{where}mine.txt").read_text() == "precious"
-    assert sorted(path.name for path in folder.rglob("*")) == ["chunks", "mine.txt"]
-
-
-@pytest.mark.parametrize("name", ["lock", ".mine.part", "top.parquet", "manifest.json.1.part", "chunks"])
-def test_a_file_of_the_users_is_never_overwritten(tmp_path, name):
-    """Whatever its name is: not even one that looks like a lock or a half-written file."""
-    (tmp_path / name).write_text("precious")
-    with pytest.raises(ValueError, match=rf"holds {re.escape(name)} but no manifest\.json"):
-        fastkl.sweep(small(), tmp_path)
-    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(name, "precious")]
-
-
-def test_what_a_killed_run_left_is_removed_and_nothing_else(tmp_path, expected):
-    folder = tmp_path / "out"
-    (folder / "chunks").mkdir(parents=True)
-    own = [
-        ".manifest.json.17.part",
-        ".top.parquet.17.part",
-        f"chunks/.chunk-000000003.{'0a' * 16}.parquet.17.part",
-    ]
-    for name in (*own, "chunks/.DS_Store", "chunks/.mine.part"):
-        (folder / name).write_text("precious")
-    with pytest.raises(ValueError, match=r"holds \.mine\.part but no manifest"):
-        fastkl.sweep(small(), folder)
-    (folder / "chunks" / ".mine.part").unlink()
-    fastkl.sweep(small(), folder)
-    (folder / "chunks" / ".mine.part").write_text("precious")
-    fastkl.sweep(small(), folder)
-    assert not any((folder / name).exists() for name in own)
-    assert (folder / "chunks" / ".DS_Store").read_text() == "precious"
-    assert (folder / "chunks" / ".mine.part").read_text() == "precious"
-    assert contents(folder) == expected
-
-
-def test_the_lock_is_not_written_through_a_link(tmp_path):
-    (tmp_path / "precious").write_text("precious")
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / store.LOCK).symlink_to(tmp_path / "precious")
-    with pytest.raises(OSError, match="symbolic links; 0 of 24 chunks are written"):
-        fastkl.sweep(small(), tmp_path / "out")
-    assert (tmp_path / "precious").read_text() == "precious"
-
-
-def test_two_files_of_one_chunk_are_refused(tmp_path, monkeypatch):
-    """Both whole, but not the same: values of another processor, say."""
-    folder = tmp_path / "out"
-    fastkl.sweep(small(), folder)
-    victim = chunk_files(folder)[3]
-    table = pq.read_table(victim, partitioning=None)
-    pq.write_table(
-        table.replace_schema_metadata({**table.schema.metadata, b"more": b"x"}), tmp_path / "other"
-    )
-    content = (tmp_path / "other").read_bytes()
-    name = f"chunk-000000003.{hashlib.sha256(content).hexdigest()[:32]}.parquet"
-    (folder / "chunks" / name).write_bytes(content)
-    with pytest.raises(ValueError, match=r"is chunk 3, as .* is; remove one of them"):
-        fastkl.sweep(small(), folder)
-    assert victim.exists()
-    assert (folder / "chunks" / name).exists()
-
-
-@pytest.mark.parametrize("content", ["text", "table"])
-def test_wrong_content_under_the_right_checksum_is_damage(tmp_path, content, expected):
-    folder = tmp_path / "out"
-    fastkl.sweep(small(), folder)
-    chunk_files(folder)[3].unlink()
-    written = tmp_path / "other"
-    if content == "text":
-        written.write_text("no Parquet")
-    else:
-        pq.write_table(pa.table({"index": [1, 2]}), written)
-    name = f"chunk-000000003.{hashlib.sha256(written.read_bytes()).hexdigest()[:32]}.parquet"
-    shutil.copy(written, folder / "chunks" / name)
-    found = fastkl.sweep(small(), folder)
-    assert (found.damaged, found.evaluated_now) == ((name,), 100)
-    assert contents(folder) == expected
-
-
-def test_a_link_to_nothing_is_damage_and_a_folder_is_refused(tmp_path, expected):
-    folder = tmp_path / "out"
-    fastkl.sweep(small(), folder)
-    victim = chunk_files(folder)[3]
-    victim.unlink()
-    victim.symlink_to("nothing")
-    assert fastkl.sweep(small(), folder).damaged == (victim.name,)
-    assert contents(folder) == expected
-    victim.unlink()
-    victim.mkdir()
-    with pytest.raises(ValueError, match=rf"{victim.name}: is not a file; remove it"):
-        fastkl.sweep(small(), folder)
-
-
-def test_a_chunk_damaged_during_the_run_is_named(tmp_path, expected):
-    folder = tmp_path / "out"
-
-    def spoil(done, total):
-        if done == total:
-            chunk_files(folder)[5].write_bytes(b"spoiled")
-
-    with pytest.raises(
-        OSError, match="was damaged during the run; 23 of 24 chunks are written, and the same call"
-    ):
-        fastkl.sweep(small(), folder, progress=spoil, num_threads=1)
-    assert fastkl.sweep(small(), folder).evaluated_now == 100
-    assert contents(folder) == expected
-
-
 def test_another_arithmetic_is_warned_of(tmp_path, monkeypatch):
     """Chunks of another kind of processor are kept, and the warning and the manifest say which they are."""
     folder = tmp_path / "out"
@@ -322,66 +169,6 @@ def test_another_arithmetic_is_warned_of(tmp_path, monkeypatch):
     sessions = json.loads((folder / "manifest.json").read_text())["sessions"]
     assert said == ["numpy 0, elsewhere"] * 9 + [sessions[-1]["numerics"]] * 15
     assert sessions[-1]["numerics"].startswith(f"numpy {np.__version__}, numba ")
-
-
-def test_a_stranger_among_the_chunks_is_named(tmp_path):
-    fastkl.sweep(small(), tmp_path / "out")
-    (tmp_path / "out" / "chunks" / "mine.parquet").write_text("precious")
-    with pytest.raises(ValueError, match=r"mine\.parquet: does not belong to a sweep; remove it"):
-        fastkl.sweep(small(), tmp_path / "out")
-
-
-def damage(folder, **changes):
-    """Change the manifest of a folder."""
-    path = folder / "manifest.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
-
-
-BROKEN = ["", "{}", '{"format": 0}', "[1]", "[" * 100_000, None]
-CHANGES = [
-    {"sessions": 3}, {"sessions": [3]}, {"candidates": 7}, {"chunks": 9}, {"config_hash": "0" * 64}, {"config": {}},
-    {"format": 2},
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("broken", [*BROKEN, *CHANGES], ids=lambda value: str(value)[:30])
-def test_a_damaged_manifest_is_written_again_where_all_chunks_are_this_sweeps(tmp_path, expected, broken):
-    folder = tmp_path / "out"
-    fastkl.sweep(small(), folder)
-    if broken is None:
-        (folder / "manifest.json").unlink()
-    elif isinstance(broken, str):
-        (folder / "manifest.json").write_text(broken)
-    else:
-        damage(folder, **broken)
-    found = fastkl.sweep(small(), folder)
-    assert (found.damaged, found.evaluated_now) == (("manifest.json",), 0)
-    assert contents(folder) == expected
-    assert fastkl.sweep(small(), folder).damaged == ()
-
-
-@pytest.mark.parametrize("broken", ["", '{"sessions": 3}', None])
-def test_a_damaged_manifest_is_refused_where_chunks_are_of_another_sweep(tmp_path, broken):
-    folder = tmp_path / "out"
-    fastkl.sweep(small(top=8), folder)
-    if broken is None:
-        (folder / "manifest.json").unlink()
-        message = r"holds chunk-000000000\.\w+\.parquet but no manifest\.json"
-    else:
-        (folder / "manifest.json").write_text(broken)
-        message = r"manifest\.json: not a manifest of this version"
-    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    with pytest.raises(ValueError, match=message):
-        fastkl.sweep(small(), folder)
-    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
-
-
-def test_a_manifest_of_something_else_is_left_alone(tmp_path):
-    (tmp_path / "manifest.json").write_text('{"name": "an extension"}')
-    with pytest.raises(ValueError, match=r"manifest\.json: not a manifest of this version of fastkl"):
-        fastkl.sweep(small(), tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"]
-    assert (tmp_path / "manifest.json").read_text() == '{"name": "an extension"}'
 
 
 def test_two_processes_on_one_folder(tmp_path, undisturbed):
@@ -415,14 +202,7 @@ def resumes(folder, error, before):
     return written
 
 
-@pytest.fixture(scope="module")
-def expected(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("expected") / "out"
-    fastkl.sweep(small(), folder)
-    return contents(folder)
-
-
-def test_a_full_disk_in_the_middle(tmp_path, expected, monkeypatch):
+def test_a_full_disk_in_the_middle(tmp_path, undisturbed_small, monkeypatch):
     """The write of the sixth chunk fails half-way, as a full disk makes it."""
     folder = tmp_path / "out"
     real, calls = os.fsync, []
@@ -438,10 +218,10 @@ def test_a_full_disk_in_the_middle(tmp_path, expected, monkeypatch):
         fastkl.sweep(small(), folder, num_threads=1)
     monkeypatch.undo()
     assert caught.value.errno == errno.ENOSPC
-    assert resumes(folder, caught.value, expected) == 5
+    assert resumes(folder, caught.value, undisturbed_small) == 5
 
 
-def test_files_that_may_not_grow(tmp_path, expected):
+def test_files_that_may_not_grow(tmp_path, undisturbed_small):
     """A limit on the size of files, which the system enforces like a full disk; chunks of this sweep do not fit."""
     code = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))\n" + RUN
     process = subprocess.Popen(
@@ -451,7 +231,7 @@ def test_files_that_may_not_grow(tmp_path, expected):
     status, _, err = finished(process)
     assert status == 1
     assert "File too large; 0 of 24 chunks are written, and the same call goes on from there" in err
-    assert resumes(tmp_path / "out", err, expected) == 0
+    assert resumes(tmp_path / "out", err, undisturbed_small) == 0
 
 
 def mounted(*arguments):
@@ -462,7 +242,7 @@ def mounted(*arguments):
     )
 
 
-def test_a_full_file_system(tmp_path, expected):
+def test_a_full_file_system(tmp_path, undisturbed_small):
     """A file system of 150 kB where this process may mount one, else the limit on files above is all there is."""
     place = tmp_path / "small"
     place.mkdir()
@@ -473,12 +253,12 @@ def test_a_full_file_system(tmp_path, expected):
         with pytest.raises(OSError, match="No space left on device") as caught:
             fastkl.sweep(small(), place / "out", num_threads=1)
         subprocess.run(["mount", "-o", "remount,size=10m", place], check=True)
-        assert 0 < resumes(place / "out", caught.value, expected) < 24
+        assert 0 < resumes(place / "out", caught.value, undisturbed_small) < 24
     finally:
         subprocess.run(["umount", place], check=True)
 
 
-def test_a_read_only_target(tmp_path, expected):
+def test_a_read_only_target(tmp_path, undisturbed_small):
     """A file in the folder's place; and a read-only mount, where this process may mount one."""
     (tmp_path / "file").write_text("precious")
     with pytest.raises(OSError, match=r"File exists|Not a directory"):
@@ -501,10 +281,10 @@ def test_a_read_only_target(tmp_path, expected):
     finally:
         subprocess.run(["umount", place], check=True)
     assert fastkl.sweep(small(), place / "out").evaluated_now == 1900
-    assert contents(place / "out") == expected
+    assert contents(place / "out") == undisturbed_small
 
 
-def test_an_error_in_a_chunk_leaves_the_others(tmp_path, expected, monkeypatch):
+def test_an_error_in_a_chunk_leaves_the_others(tmp_path, undisturbed_small, monkeypatch):
     real = fastkl.sweeps.running.chunk_bytes
 
     def failing(plan, number):
@@ -518,7 +298,7 @@ def test_an_error_in_a_chunk_leaves_the_others(tmp_path, expected, monkeypatch):
     monkeypatch.undo()
     assert len(chunk_files(tmp_path / "out")) == 9
     fastkl.sweep(small(), tmp_path / "out")
-    assert contents(tmp_path / "out") == expected
+    assert contents(tmp_path / "out") == undisturbed_small
 
 
 def test_chunks_say_which_they_are(tmp_path):

@@ -1,0 +1,93 @@
+"""What the experiments on networks committed: weights that are small and good, an answer that is current."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+HERE = Path(__file__).resolve().parents[1] / "benchmarks" / "experiments"
+pytestmark = pytest.mark.usefixtures("experiments")
+
+
+def linear_denoiser(images):
+    """The best denoiser of a Gaussian with the images' mean and covariance, as a function of rows and sigma."""
+    pixels = images.reshape(len(images), -1)
+    values, vectors = np.linalg.eigh(np.cov(pixels, rowvar=False))
+    values, mean = np.maximum(values, 0), pixels.mean(0)
+    return lambda noisy, sigma: mean + ((noisy - mean) @ vectors * (values / (values + sigma**2))) @ vectors.T
+
+
+def test_committed_weights_are_small_and_denoise_far_better_than_a_linear_map():
+    import data
+    import networks
+    import sampling
+
+    files = sorted(networks.WEIGHTS.glob("*.safetensors"))
+    assert sum(file.stat().st_size for file in files) <= 6_000_000
+    names = [file.stem for file in files if not file.stem.endswith("classifier")]
+    assert names == ["mnist-edm", "mnist-epsilon", "patches-edm"]
+    torch.set_num_threads(1)
+    sets = {name: make() for name, make in data.DATA_SETS.items()}
+    linear = {name: linear_denoiser(data.scaled(images.training[:20_000])) for name, images in sets.items()}
+    # Shares of the linear map's error; patches of photographs are far closer to Gaussian than digits.
+    limits = {"mnist": ((0.3, 0.3), (1.0, 0.45)), "patches": ((0.1, 0.5), (0.3, 0.65))}
+    for name in names:
+        model = networks.load(name)
+        assert 500_000 <= sum(value.numel() for value in model.parameters()) <= 3_000_000
+        clean = data.scaled(sets[model.description.data].held_out[:250])
+        rows = clean.reshape(len(clean), -1)
+        for sigma, most in limits[model.description.data]:
+            noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(7)).numpy()
+            answer = linear[model.description.data](rows + sigma * noise.reshape(rows.shape), sigma)
+            limit = most * np.square(answer - rows).sum(1).mean()
+            assert sampling.denoising_errors(model, clean, np.array([sigma]), seed=7)[0] < limit, (
+                name,
+                sigma,
+            )
+
+
+def test_a_half_done_number_of_evaluations_is_not_shown():
+    import answer
+
+    rows = [
+        {"strategy": name, "nfe": nfe, "seed": 0, "count": 10}
+        for nfe, names in ((3, "abcd"), (5, "a"), (4, "abcd"))
+        for name in names
+    ]
+    assert list(answer.survey(rows)) == [3, 4]
+
+
+def test_the_answer_is_that_of_the_committed_results():
+    import answer
+    import answer_text
+
+    result = json.loads((HERE / "results" / "answer.json").read_text(encoding="utf-8"))
+    readme = answer.README.read_text(encoding="utf-8")
+    assert answer.with_headline(readme, answer_text.headline(result)) == readme
+    assert (HERE / "results" / "answer.md").read_text(encoding="utf-8") == answer_text.written(result)
+    for name, setup in result["setups"].items():
+        rows = json.loads((HERE / "results" / f"samples-{name}.json").read_text(encoding="utf-8"))["rows"]
+        for nfe, part in setup["survey"].items():
+            cell = (int(nfe), part["count"], part["seed"])
+            same = {row["strategy"]: row for row in rows if (row["nfe"], row["count"], row["seed"]) == cell}
+            for score, distances in part["distances"].items():
+                assert distances == {
+                    strategy: pytest.approx(row[score], abs=1e-4) for strategy, row in same.items()
+                }
+
+
+def test_regret_is_over_strategies_that_all_setups_have():
+    import answer
+
+    def part(**distances):
+        return {"distances": {"fd_pixels": distances}}
+
+    setups = {
+        "x": {"survey": {"3": part(a=2.0, b=8.0, c=2.0)}},
+        "y": {"survey": {"3": part(a=4.0, b=1.0), "5": part(a=1.0, b=0.5)}},
+    }
+    found = answer.regrets(setups, "fd_pixels")
+    assert list(found) == ["b", "a"]
+    assert found["a"] == {"mean": 2.0, "worst": 4.0, "where": "y NFE 3"}
