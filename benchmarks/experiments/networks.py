@@ -121,21 +121,19 @@ class UNet(nn.Module):
 
     def forward(self, x: Tensor, noise: Tensor) -> Tensor:
         """x: (n, 1, H, W); noise: (n,), log(sigma)/4."""
-        inside = self.enter.weight.dtype  # the last layer may compute in another
         angles = noise.float()[:, None] * self.frequencies
-        embedding = F.silu(self.embed1(torch.cat([angles.cos(), angles.sin()], dim=1).to(inside)))
+        embedding = F.silu(self.embed1(torch.cat([angles.cos(), angles.sin()], dim=1).to(x.dtype)))
         embedding = F.silu(self.embed2(embedding))
-        whole = self.dense(x.to(inside), embedding).to(x.dtype)
-        inputs = F.pixel_unshuffle(torch.cat([x, whole], dim=1), 2)
-        high = self.down1(self.enter(inputs.to(inside)), embedding)
+        inputs = F.pixel_unshuffle(torch.cat([x, self.dense(x, embedding)], dim=1), 2)
+        high = self.down1(self.enter(inputs), embedding)
         middle = self.down3(self.down2(self.shrink1(high), embedding), embedding)
         hidden = self.bottom(self.shrink2(middle), embedding)
         hidden = F.interpolate(self.grow2(hidden), size=middle.shape[-2:], mode="nearest")
         hidden = self.up2(self.up3(torch.cat([hidden, middle], dim=1), embedding), embedding)
         hidden = F.interpolate(self.grow1(hidden), size=high.shape[-2:], mode="nearest")
         hidden = self.up1(torch.cat([hidden, high], dim=1), embedding)
-        # The input once more and unrounded: at the highest levels the noise in it is most of the noise to predict.
-        hidden = torch.cat([F.silu(self.leave_norm(hidden)).to(inputs.dtype), inputs], dim=1)
+        # The input once more: at the highest levels the noise in it is most of the noise to predict.
+        hidden = torch.cat([F.silu(self.leave_norm(hidden)), inputs], dim=1)
         return F.pixel_shuffle(self.leave(hidden), 2)
 
 
