@@ -46,7 +46,7 @@ def test_ranking_values_are_those_of_the_functions_named(capsys):
             levels = discretize.geodesic(SCHEDULE, 5, DIGITS)
         else:
             levels = discretize.FAMILIES[function](SCHEDULE, 5, **parameters)
-        assert row["value"] == fastkl.divergence(DIGITS, discretize.snap(SCHEDULE, levels))
+        assert row["value"] == fastkl.divergence(DIGITS, discretize.snap(SCHEDULE, levels), "w2")
 
 
 def test_ranking_ascends_and_repeats(capsys):
@@ -72,7 +72,7 @@ def test_uniform_spacings_are_compared(capsys):
     report = document(capsys, "rank", *FEW)
     assert list(report["uniform"]) == ["linspace", "leading", "trailing"]
     for spacing, row in report["uniform"].items():
-        value = fastkl.divergence(DIGITS, discretize.uniform(SCHEDULE, 10, spacing))
+        value = fastkl.divergence(DIGITS, discretize.uniform(SCHEDULE, 10, spacing), "w2")
         assert row["value"] == value
         assert row["times_best"] == pytest.approx(value / report["winner"]["value"])
 
@@ -81,7 +81,7 @@ def test_ideal_levels_need_not_be_timesteps(capsys):
     report = document(capsys, "rank", *FEW, "--no-snap")
     assert report["snapped"] is False
     assert report["winner"]["timesteps"] is None
-    assert report["winner"]["value"] == fastkl.divergence(DIGITS, report["winner"]["sigmas"])
+    assert report["winner"]["value"] == fastkl.divergence(DIGITS, report["winner"]["sigmas"], "w2")
     assert min(report["winner"]["sigmas"][:-1]) >= SCHEDULE.sigma_min
 
 
@@ -93,7 +93,7 @@ def test_every_schedule_can_be_ranked(capsys, name):
     sigmas = np.array(report["winner"]["sigmas"], dtype=float)  # "inf" is how JSON has it
     assert report["schedule"] == repr(schedule)
     assert report["prior"] == schedule.prior
-    assert report["winner"]["value"] == fastkl.divergence(DIGITS, sigmas, prior=schedule.prior)
+    assert report["winner"]["value"] == fastkl.divergence(DIGITS, sigmas, "w2", prior=schedule.prior)
     assert schedule.sigmas(report["winner"]["times"]) == pytest.approx(sigmas[:-1], rel=1e-9)
     assert (report["winner"]["timesteps"] is not None) == schedule.is_discrete
 
@@ -154,7 +154,8 @@ def test_schedule_options_reach_the_schedule(capsys):
 def test_prior_and_floor_are_used(capsys):
     report = document(capsys, "rank", *FEW, "--prior", "exact", "--floor", "0.25")
     spectrum = Spectrum.preset("digits", floor=0.25)
-    assert report["winner"]["value"] == fastkl.divergence(spectrum, report["winner"]["sigmas"], prior="exact")
+    levels = report["winner"]["sigmas"]
+    assert report["winner"]["value"] == fastkl.divergence(spectrum, levels, "w2", prior="exact")
 
 
 def test_rank_for_people(capsys):
@@ -206,7 +207,7 @@ def test_a_single_column_is_one_candidate(capsys, tmp_path):
     path = tmp_path / "column.txt"
     path.write_text("inf\n2\n0.5\n0\n")
     report = document(capsys, "score", str(path), "--prior", "flow")
-    assert report["values"]["kl"] == [fastkl.divergence(Spectrum.preset("mnist"), [np.inf, 2, 0.5, 0])]
+    assert report["values"]["w2"] == [fastkl.divergence(Spectrum.preset("mnist"), [np.inf, 2, 0.5, 0], "w2")]
 
 
 @pytest.mark.parametrize("text", ["80 5 1 0", "[80, 5, 1, 0]", "[[80, 5, 1, 0]]", '["inf", 5, 1, 0]'])
@@ -220,15 +221,15 @@ def test_scores_from_stdin(capsys, monkeypatch, text):
 
 def test_infinite_values_are_valid_json(capsys, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO('["inf", 0]'))
-    assert document(capsys, "score", "-")["values"]["kl"] == ["inf"]
+    assert document(capsys, "score", "-", "--metric", "kl")["values"]["kl"] == ["inf"]
 
 
 def test_score_for_people(capsys, tmp_path):
     status, out, _ = run(capsys, "score", saved(tmp_path, "csv", LEVELS))
-    values = fastkl.divergence(Spectrum.preset("mnist"), LEVELS)
+    values = fastkl.divergence(Spectrum.preset("mnist"), LEVELS, "w2")
     assert status == 0
     assert all(f"{value:.6g}" in out for value in values)
-    assert f"least kl: candidate {values.argmin()}" in out
+    assert f"least w2: candidate {values.argmin()}" in out
 
 
 def test_score_says_what_a_table_leaves_out(capsys, tmp_path):

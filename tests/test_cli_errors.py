@@ -122,7 +122,7 @@ ARGUMENTS = [
     ("rank --spectrum none.npy", "none.npy: No such file or directory"),
     ("rank --spectrum .", "spectrum '.': must be a preset"),
     (
-        "rank --spectrum mnist --floor 0",
+        "rank --spectrum mnist --floor 0 --metric kl",
         "72 of its eigenvalues are 0, for which kl is not finite; add --floor",
     ),
     ("rank --floor=-1", "floor = -1.0: must be at least 0"),

@@ -39,7 +39,7 @@ def test_the_best_of_all_and_the_uniform_levels_of_the_winner(capsys):
     schedule = fastkl.NoiseSchedule.ddpm_linear()
     for spacing, row in report["uniform"].items():
         levels = fastkl.discretize.uniform(schedule, 6, spacing)
-        assert row["value"] == fastkl.divergence(DIGITS, levels, sampler=report["winner"]["sampler"])
+        assert row["value"] == fastkl.divergence(DIGITS, levels, "w2", report["winner"]["sampler"])
 
 
 def test_candidates_from_inf_are_left_to_the_samplers_that_can(capsys):
@@ -64,9 +64,9 @@ def test_score_with_a_sampler(capsys, tmp_path):
     path = tmp_path / "sigmas.txt"
     path.write_text("80 5 1 0.1 0\n")
     report = document(capsys, "score", str(path), "--spectrum", "digits", "--sampler", "unipc_2")
-    expected = fastkl.divergence(DIGITS, [80, 5, 1, 0.1, 0], sampler="unipc_2")
+    expected = fastkl.divergence(DIGITS, [80, 5, 1, 0.1, 0], "w2", "unipc_2")
     assert report["sampler"] == "unipc_2"
-    assert report["values"]["kl"] == [expected]
+    assert report["values"]["w2"] == [expected]
     assert "unipc_2" in run(capsys, "score", str(path), "--spectrum", "digits", "--sampler", "unipc_2")[1]
 
 

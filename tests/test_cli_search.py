@@ -50,7 +50,7 @@ def test_result_is_the_best_of_all_choices(capsys, metric):
 def test_numbers_of_steps(capsys, text, steps):
     report = document(capsys, "search", *SMALL, "--steps", text)
     assert [found["steps"] for found in report["results"]] == steps
-    found = fastkl.search(DIGITS, SCHEDULE, steps)
+    found = fastkl.search(DIGITS, SCHEDULE, steps, metric="w2")
     assert [row["value"] for row in report["results"]] == [best.value for best in found]
 
 
@@ -77,7 +77,7 @@ def test_every_option_reaches_the_library(capsys):
 def test_grid_of_a_continuous_schedule(capsys):
     report = document(capsys, "search", *EDM, "--steps", "4")
     (found,) = report["results"]
-    best = fastkl.search(DIGITS, NoiseSchedule.edm(), 4, grid=50)
+    best = fastkl.search(DIGITS, NoiseSchedule.edm(), 4, metric="w2", grid=50)
     assert (report["grid"], found["timesteps"]) == (50, None)
     assert found["sigmas"] == best.sigmas.tolist()
     assert NoiseSchedule.edm().sigmas(found["times"]) == pytest.approx(best.sigmas[:-1])
@@ -105,7 +105,7 @@ def test_standard_schedules_are_compared(capsys, name):
         levels = getattr(discretize, row["function"])(schedule, 6, **row["parameters"], **spectrum)
         levels = discretize.snap(schedule, levels) if schedule.is_discrete else levels
         assert row["left_out"] is None
-        assert row["value"] == fastkl.divergence(DIGITS, levels, prior=schedule.prior)
+        assert row["value"] == fastkl.divergence(DIGITS, levels, "w2", prior=schedule.prior)
         assert row["times_best"] == pytest.approx(row["value"] / found["value"])
     assert [row["value"] for row in rows] == sorted(row["value"] for row in rows)
 
@@ -153,11 +153,11 @@ def test_infinite_levels_are_valid_json(capsys):
 
 def test_levels_can_be_pasted(capsys):
     status, out, err = run(capsys, "search", *SMALL, "--steps", "5")
-    best = fastkl.search(DIGITS, SCHEDULE, 5)
+    best = fastkl.search(DIGITS, SCHEDULE, 5, metric="w2")
     assert (status, err) == (0, "")
     assert numbers(out, "timesteps") == best.timesteps.tolist()
     assert numbers(out, "sigmas") == best.sigmas.tolist()
-    assert f"N = 5: kl {best.value:.6g}, proved optimal\n" in out
+    assert f"N = 5: w2 {best.value:.6g}, proved optimal\n" in out
     assert f"lower bound {best.lower_bound:.6g}\n" in out
     assert f"{math.comb(29, 4):,} choices" in out
     assert "uniform trailing" in out
@@ -167,7 +167,7 @@ def test_levels_can_be_pasted(capsys):
 def test_levels_of_continuous_schedules_can_be_pasted(capsys):
     arguments = ("--spectrum", "digits", "--schedule", "flow", "--grid", "400", "--steps", "6")
     out = run(capsys, "search", *arguments)[1]
-    best = fastkl.search(DIGITS, NoiseSchedule.flow(), 6, grid=400)
+    best = fastkl.search(DIGITS, NoiseSchedule.flow(), 6, metric="w2", grid=400)
     assert numbers(out, "sigmas") == best.sigmas.tolist()
     assert numbers(out, "refined_sigmas") == best.refined_sigmas.tolist()
     assert NoiseSchedule.flow().sigmas(numbers(out, "times")) == pytest.approx(best.sigmas[:-1])
@@ -190,7 +190,7 @@ def test_what_is_not_proved_is_not_called_so(capsys):
 
 
 def test_values_below_the_best_are_explained(capsys):
-    arguments = ("search", "--spectrum", "mnist", "--steps", "2")
+    arguments = ("search", "--spectrum", "mnist", "--steps", "2", "--metric", "kl")
     out = run(capsys, *arguments)[1]
     rows = document(capsys, *arguments)["results"][0]["standards"]
     assert (rows[0]["name"], rows[0]["times_best"] < 1.0) == (
@@ -306,7 +306,7 @@ ARGUMENTS = [
     ("--schedule edm --visit 0", "visit[0] = 0.0: must be at least 0.002"),
     ("--min-spacing 0", "argument --min-spacing: must be an integer above 0"),
     ("--min-spacing 400 --steps 5", "no choice of levels keeps to visit and min_spacing"),
-    ("--floor 0", "72 of its eigenvalues are 0, for which kl is not finite; add --floor"),
+    ("--floor 0 --metric kl", "72 of its eigenvalues are 0, for which kl is not finite; add --floor"),
     ("--spectrum mnits", "spectrum 'mnits': must be a preset"),
     ("--schedule-option beta=1", "ddpm_linear has num_train_timesteps, beta_start, beta_end, no 'beta'"),
     ("--force", "--force: says that --out may replace a file, but there is no --out"),

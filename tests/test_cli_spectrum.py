@@ -176,7 +176,7 @@ def test_rank_and_score_take_the_file(capsys, tmp_path, rng, compress):
         assert values == pytest.approx([fastkl.divergence(truth, LEVELS, metric)], rel=2e-9)
     rank = document(capsys, "rank", "--spectrum", path, "--steps", "4", "--candidates-per-family", "12")
     best = rank["winner"]
-    assert best["value"] == pytest.approx(fastkl.divergence(truth, best["sigmas"]), rel=2e-9)
+    assert best["value"] == pytest.approx(fastkl.divergence(truth, best["sigmas"], "w2"), rel=2e-9)
 
 
 def test_output_is_never_overwritten_unasked(capsys, tmp_path):

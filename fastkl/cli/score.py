@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `score`."""
     parser.add_argument("file", metavar="FILE", help="file of sigmas; - reads text or JSON from stdin")
     add_spectrum(parser)
-    text = "divergence, may be repeated (default: kl)"
+    text = "divergence, may be repeated (default: w2)"
     parser.add_argument("--metric", action="append", choices=(*METRICS, "all"), default=[], help=text)
     text = "the sampler's name (default: %(default)s)"
     parser.add_argument("--sampler", choices=samplers.names(), default="ddim", metavar="NAME", help=text)
@@ -47,7 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not arguments.json:
         require_rich()
     check_picture(arguments.plot)
-    chosen = arguments.metric or ["kl"]
+    chosen = arguments.metric or ["w2"]
     metrics = list(METRICS) if "all" in chosen else list(dict.fromkeys(chosen))
     spectrum = read_spectrum(arguments.spectrum, arguments.floor)
     levels = np.atleast_2d(read_sigmas(arguments.file))
