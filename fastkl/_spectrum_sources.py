@@ -332,7 +332,9 @@ class SpectrumSources(LatentSources):
         -----
         `fastkl.fit_denoising_errors` does the same and returns the residual too; its notes say how the fit
         is weighted and which variances the errors determine. Dimensions that the errors do not show to
-        vary get eigenvalue 0, for which ``kl`` is not finite: give a floor or use ``w2``. Some milliseconds.
+        vary get eigenvalue 0, for which ``kl`` is not finite: give a floor or use ``w2``. A network may be of no
+        use at its extreme levels, worse than leaving the noise in (``sigma**2 * dim``) or than the data's mean (the
+        total variance): leave those levels out. Some milliseconds.
 
         References
         ----------

@@ -54,6 +54,15 @@ def rows_of(name: str) -> list[Row]:
     return list(json.loads(path.read_text(encoding="utf-8"))["rows"]) if path.exists() else []
 
 
+def searched_costs(name: str) -> dict[str, dict[str, int]]:
+    """Network evaluations that levels searched on samples cost, by strategy and number of evaluations."""
+    path = RESULTS / f"found-{name}.json"
+    found: dict[str, dict[str, int]] = defaultdict(dict)
+    for row in json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []:
+        found[row["strategy"]][str(row["nfe"])] = row["evaluations"]
+    return dict(found)
+
+
 def survey(rows: list[Row]) -> dict[int, dict[str, Row]]:
     """By number of evaluations and strategy: of each number the cells of the seed and count that has most."""
     groups: dict[int, dict[tuple[int, int], dict[str, Row]]] = defaultdict(lambda: defaultdict(dict))
@@ -153,6 +162,7 @@ def summary(setup: sampling.Setup) -> Row:
     return {
         "data": setup.data,
         "sampler": setup.sampler,
+        "searched": searched_costs(setup.name),
         "final": finals(rows),
         "survey": {str(nfe): surveyed(setup, s, table) for nfe, table in survey(rows).items()},
     }

@@ -31,10 +31,13 @@ ALWAYS = (
     "uniform-trailing",
 )
 OTHERS = ("fd_pixels", "fd_teacher", "to_teacher")
+SHARES = ("precision", "coverage", "recall", "confidence")
 HEADLINE = {
     "search-w2-cov-0": "fastkl, least `w2` on the covariance spectrum",
     "search-w2-eff-0": "fastkl, least `w2` on the effective spectrum",
     "tangent-w2-cov": "tangent law, gamma of least `w2` on the covariance spectrum",
+    "tangent-w2-eff": "tangent law, gamma of least `w2` on the effective spectrum",
+    "cma-fd": "CMA-ES on the measured distance (where run)",
     "trajectory-dp": "dynamic programming on sampled trajectories",
     "tan-1-to0": "tangent law, gamma = 1, carried to 0",
     "tan-1-min": "tangent law, gamma = 1, stopped at sigma_min",
@@ -92,17 +95,28 @@ def ratio_table(setup: Row) -> str:
 
 
 def final_table(setup: Row) -> str:
-    """Mean and standard deviation over seeds."""
-    cells = {(line["strategy"], line["nfe"]): line for line in setup["final"]}
-    evaluations = sorted({nfe for _, nfe in cells})
+    """Mean and standard deviation over seeds, at every number of evaluations the least distance first."""
     lines = []
-    for strategy in sorted({strategy for strategy, _ in cells}):
-        line = [strategy]
-        for nfe in evaluations:
-            cell = cells.get((strategy, nfe))
-            line.append("" if cell is None else "{:.2f} ± {:.2f}".format(*cell["fd_features"]))
-        lines.append(line)
-    return table(["strategy", *(f"NFE {nfe}" for nfe in evaluations)], lines)
+    for nfe in sorted({cell["nfe"] for cell in setup["final"]}):
+        cells = [cell for cell in setup["final"] if cell["nfe"] == nfe]
+        for cell in sorted(cells, key=lambda cell: cell["fd_features"][0]):
+            distance = "{:.2f} ± {:.2f}".format(*cell["fd_features"])
+            others = [f"{cell[score][0]:.2f}" for score in OTHERS]
+            shares = [f"{cell[score][0]:.3f}" for score in SHARES]
+            lines.append([str(nfe), cell["strategy"], distance, *others, *shares])
+    return table(["NFE", "strategy", "features", "pixels", "network", "samples", *SHARES], lines)
+
+
+def cost_text(setup: Row) -> str:
+    """What levels searched on samples cost."""
+    parts = [
+        f"{strategy} "
+        + ", ".join(f"{count:,} (NFE {nfe})" for nfe, count in sorted(costs.items(), key=lambda c: int(c[0])))
+        if len(set(costs.values())) > 1
+        else f"{strategy} {next(iter(costs.values())):,} (any NFE)"
+        for strategy, costs in sorted(setup["searched"].items())
+    ]
+    return "Network evaluations that levels searched on samples cost: " + "; ".join(parts) + "."
 
 
 def headline(result: Row) -> str:
@@ -116,19 +130,43 @@ def headline(result: Row) -> str:
             values = [part[strategy] for part in parts if strategy in part]
             line.append(f"{np.exp(np.mean(np.log(values))):.2f} ({max(values):.2f})" if values else "")
         lines.append(line)
-    heads = [f"{name}, NFE {', '.join(setup['survey'])}" for name, setup in setups.items()]
-    return table(["choice of levels", *heads], lines)
+    return evidence(result) + "\n\n" + table(["choice of levels", *map(heading, setups.items())], lines)
+
+
+def heading(setup: tuple[str, Row]) -> str:
+    """A setup's name and its numbers of evaluations."""
+    name, part = setup
+    return f"{name}, NFE {', '.join(part['survey'])}"
+
+
+def evidence(result: Row) -> str:
+    """One sentence: how far recommended levels are from the best, and others."""
+    found = result["regret"]["fd_features"]
+    cases = sum(len(setup["survey"]) for setup in result["setups"].values())
+    names = {
+        "search-w2-eff-0": "least `w2` on the effective spectrum",
+        "search-w2-cov-0": "least `w2` on the covariance spectrum",
+        "search-kl-cov-0.01": "least `kl` with a floor of 0.01",
+        "karras-7": "Karras",
+    }
+    parts = [
+        f"{label} {found[key]['mean']:.2f} ({found[key]['worst']:.2f})"
+        for key, label in names.items()
+        if key in found
+    ]
+    return f"Of all {cases} cases, a network at one NFE each: " + "; ".join(parts) + "."
 
 
 def setup_text(name: str, setup: Row) -> str:
     """One setup."""
-    first = next(iter(setup["survey"].values()))
-    count = len(ratios(first))
+    counts = [len(ratios(part)) for part in setup["survey"].values()]
+    drawn = ", ".join(f"{part['count']:,} (NFE {nfe})" for nfe, part in setup["survey"].items())
     parts = [
         f"## {name}",
-        f"{count} choices of levels, {first['count']:,} samples of seed {first['seed']} each. "
+        f"{min(counts)} to {max(counts)} choices of levels, of each so many samples of seed 0: {drawn}. "
         "Frechet distance of the features over the least one at that NFE:",
         ratio_table(setup),
+        cost_text(setup),
         "Spearman's rank correlation between a prediction and the distance; in brackets the distance of the choice "
         "that the prediction likes best, over the least distance:",
         correlation_table(setup),
@@ -146,7 +184,7 @@ def setup_text(name: str, setup: Row) -> str:
     if setup["final"]:
         one = setup["final"][-1]
         parts += [
-            f"Mean and standard deviation over seeds, {one['count']:,} samples each:",
+            f"Mean over {one['seeds']} other seeds, {one['count']:,} samples each (±: standard deviation between seeds):",
             final_table(setup),
         ]
     return "\n\n".join(parts)
