@@ -197,17 +197,57 @@ def test_every_law_gives_levels_that_the_model_takes():
     spectrum = fastkl.Spectrum([1.0, 0.1, 0.01], counts=[5, 20, 39])
     effective = fastkl.Spectrum([1.0, 0.02, 0.0], counts=[5, 10, 49])
     for schedule in (fastkl.NoiseSchedule.edm(0.002, 80.0), fastkl.NoiseSchedule.ddpm_linear()):
-        s = strategies.Situation(schedule, "ddim", spectrum, effective, 0.6)
+        s = strategies.Situation(schedule, "ddim", spectrum, effective, 0.6, useful_max=20.0)
         table = None if schedule.num_train_timesteps is None else schedule.sigmas(np.arange(1000))
         for name, choose in strategies.all_of(s).items():
             found = strategies.levels(s, choose, 5)
             assert found.shape == (6,), name
             assert np.all(np.diff(found) < 0), name
             assert found[-1] == 0, name
-            if name != "uniform-leading":
+            if name.endswith("eff-free"):
+                assert found[0] <= 20.0
+            elif name != "uniform-leading" and not name.endswith("free"):
                 assert found[0] == pytest.approx(schedule.sigma_max), name
             if table is not None:
                 assert np.isin(found[:-1], table).all(), name
+
+
+def test_choosing_the_first_level_too_is_better_by_the_model():
+    import strategies
+
+    spectrum = fastkl.Spectrum([1.0, 0.1, 0.01], counts=[5, 20, 39], mean=[0.5, 0.2, 0.0])
+    for schedule in (fastkl.NoiseSchedule.edm(0.002, 80.0), fastkl.NoiseSchedule.ddpm_linear()):
+        s = strategies.Situation(schedule, "ddim", spectrum, spectrum, 0.6, useful_max=20.0)
+        choices = strategies.all_of(s)
+        levels = {
+            name: strategies.levels(s, choices[name], 4)
+            for name in (
+                "search-w2-cov-0",
+                "search-w2-cov-free",
+                "search-w2-eff-free",
+                "tangent-w2-cov",
+                "tangent-w2-cov-free",
+            )
+        }
+        w2 = {
+            name: fastkl.divergence(spectrum, found, "w2", prior=schedule.prior)
+            for name, found in levels.items()
+        }
+        assert w2["search-w2-cov-free"] < 0.9 * w2["search-w2-cov-0"]
+        assert w2["tangent-w2-cov-free"] < 0.9 * w2["tangent-w2-cov"]
+        assert levels["search-w2-cov-free"][0] < 20.0  # so the limit of the other makes no difference
+        assert w2["search-w2-eff-free"] == pytest.approx(w2["search-w2-cov-free"], rel=0.01)
+
+
+def test_the_effective_spectrum_takes_the_mean_of_the_data_by_rank():
+    import measured
+
+    covariance = fastkl.Spectrum([0.1, 3.0, 1.0, 0.2], mean=[4.0, 1.0, 3.0, 2.0])
+    effective = fastkl.Spectrum([2.0, 0.1], counts=[2, 2])
+    found = measured.with_mean(effective, covariance)
+    np.testing.assert_allclose(found.mean, np.sqrt([5.0, 10.0]))  # of 1 and 9, and of 4 and 16
+    np.testing.assert_allclose(found.counts, [2, 2])
+    assert measured.with_mean(effective, fastkl.Spectrum([1.0])) is effective
 
 
 def test_the_store_adds_what_is_missing_and_keeps_the_rest(tmp_path):

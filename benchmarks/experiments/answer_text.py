@@ -184,7 +184,7 @@ def setup_text(name: str, setup: Row) -> str:
     if setup["final"]:
         one = setup["final"][-1]
         parts += [
-            f"Mean over {one['seeds']} other seeds, {one['count']:,} samples each (±: standard deviation between seeds):",
+            f"Mean over {one['seeds']} other seeds, {one['count']:,} samples each (±: deviation between seeds):",
             final_table(setup),
         ]
     return "\n\n".join(parts)

@@ -50,15 +50,20 @@ def measure(setup: sampling.Setup, device: str) -> dict[str, Any]:
     }
 
 
+def of_use(found: dict[str, Any]) -> NDArray[np.bool_]:
+    """Levels at which neither to leave the noise in, nor to answer the mean of the data, has the smaller error."""
+    sigmas, errors, dim = np.array(found["sigmas"]), np.array(found["errors"]), len(found["eigenvalues"])
+    return errors < np.minimum(sigmas**2 * dim, found["variance"])
+
+
 def effective_spectrum(found: dict[str, Any]) -> fastkl.Spectrum | None:
     """Gaussian with the model's errors, from the levels at which the model is of use; None if no Gaussian has them.
 
-    Not used: levels at which to leave the noise in, or to answer the mean of the data, has the smaller error. A
-    denoiser's error never falls as sigma grows and error / sigma^2 never grows: what breaks that is a fault of the
+    A denoiser's error never falls as sigma grows and error / sigma^2 never grows: what breaks that is a fault of the
     network and is lowered to the least that the other levels allow.
     """
     sigmas, errors, dim = np.array(found["sigmas"]), np.array(found["errors"]), len(found["eigenvalues"])
-    useful = errors < np.minimum(sigmas**2 * dim, found["variance"])
+    useful = of_use(found)
     if not useful.all():
         print(f"sigma = {sigmas[~useful].round(4).tolist()}: the network is of no use, not used", flush=True)
     sigmas, errors = sigmas[useful], errors[useful]
@@ -72,6 +77,20 @@ def effective_spectrum(found: dict[str, Any]) -> fastkl.Spectrum | None:
         return None
 
 
+def with_mean(effective: fastkl.Spectrum, covariance: fastkl.Spectrum) -> fastkl.Spectrum:
+    """The effective spectrum with the data's mean, which errors do not tell: direction for direction by rank.
+
+    It matters only where sampling starts far below the schedule's greatest level, from noise that lacks the mean.
+    """
+    if covariance.mean is None or effective.counts is None:
+        return effective
+    order = np.argsort(-covariance.eigenvalues, kind="stable")
+    squares = np.concatenate([[0.0], np.cumsum(np.square(covariance.mean[order]))])
+    ends = np.concatenate([[0.0], np.cumsum(effective.counts)])
+    parts = np.diff(np.interp(ends, np.arange(len(squares)), squares))
+    return fastkl.Spectrum(effective.eigenvalues, effective.counts, np.sqrt(parts / effective.counts))
+
+
 def situation(setup: sampling.Setup, out: pathlib.Path, device: str = "cpu") -> strategies.Situation:
     """Spectra of the data and of the model's errors."""
     path = path_of(setup, out)
@@ -81,4 +100,8 @@ def situation(setup: sampling.Setup, out: pathlib.Path, device: str = "cpu") -> 
     found = json.loads(path.read_text(encoding="utf-8"))
     covariance = fastkl.Spectrum(np.array(found["eigenvalues"]), mean=found["mean"])
     effective = effective_spectrum(found)
-    return strategies.Situation(setup.schedule, setup.sampler, covariance, effective, found["sigma_data"])
+    if effective is not None:
+        effective = with_mean(effective, covariance)
+    schedule, useful = setup.schedule, of_use(found)
+    most = float(np.array(found["sigmas"])[useful].max()) if useful.any() else schedule.sigma_max
+    return strategies.Situation(schedule, setup.sampler, covariance, effective, found["sigma_data"], most)

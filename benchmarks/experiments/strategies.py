@@ -33,6 +33,7 @@ class Situation:
     covariance: Spectrum
     effective: Spectrum | None  # None: no Gaussian has the model's errors
     sigma_data: float
+    useful_max: float  # greatest level at which the model beats the mean of the data
 
     def spectrum(self, name: str, floor: float) -> Spectrum:
         """The covariance spectrum or the effective one, with a floor."""
@@ -65,6 +66,38 @@ def searched(situation: Situation, spectrum: Spectrum, metric: str, steps: int) 
     """fastkl's optimum."""
     best = fastkl.search(spectrum, situation.schedule, steps, situation.sampler, metric, time_limit=60.0)
     return np.asarray(best.sigmas)
+
+
+def start_at_most(situation: Situation, name: str) -> float:
+    """Greatest first level of strategies that choose it: with the model's errors known, one where it is of use."""
+    return situation.useful_max if name == "eff" else situation.schedule.sigma_max
+
+
+def searched_start(situation: Situation, name: str, steps: int) -> Floats:
+    """fastkl's optimum by w2, the first level chosen too; what the first noise then lacks of the data is counted."""
+    schedule, most = situation.schedule, start_at_most(situation, name)
+    if schedule.num_train_timesteps is None:
+        lower = NoiseSchedule.edm(schedule.sigma_min, most)
+    else:
+        table = schedule.sigmas(np.arange(schedule.num_train_timesteps))
+        lower = NoiseSchedule.from_alphas_cumprod(1.0 / (1.0 + np.square(table[table <= most])))
+    best = fastkl.search(
+        situation.spectrum(name, 0.0), lower, steps, situation.sampler, "w2", schedule.prior,
+        free_start=True, time_limit=60.0,
+    )  # fmt: skip
+    return np.asarray(best.sigmas)
+
+
+def tangent_start(situation: Situation, name: str, steps: int) -> Floats:
+    """Tangent law carried to 0, gamma and first level of the least w2."""
+    schedule = situation.schedule
+    gammas, starts = np.meshgrid(np.geomspace(1e-3, 1e2, 160), np.geomspace(0.01, 1.0, 60), indexing="ij")
+    starts = starts.ravel() * start_at_most(situation, name)
+    levels = discretize.tangent(schedule, steps, gammas.ravel(), sigma_min=0.0, sigma_max=starts)
+    values = fastkl.divergence(
+        situation.spectrum(name, 0.0), levels, "w2", situation.sampler, schedule.prior, rtol=1e-6
+    )
+    return np.asarray(levels[int(np.argmin(values))])
 
 
 def fixed(s: Situation) -> dict[str, Choose]:
@@ -115,7 +148,12 @@ def by_covariance(s: Situation) -> dict[str, Choose]:
 def laws_by_metric(s: Situation, name: str) -> dict[str, Choose]:
     """Tangent laws whose gamma a divergence chooses."""
     spectra = {metric: s.spectrum(name, 0.0 if metric == "w2" else 1e-2) for metric in METRICS}
-    return {f"tangent-{metric}-{name}": partial(tangent_by, s, spectra[metric], metric) for metric in METRICS}
+    found: dict[str, Choose] = {
+        f"tangent-{metric}-{name}": partial(tangent_by, s, spectra[metric], metric) for metric in METRICS
+    }
+    found[f"tangent-w2-{name}-free"] = partial(tangent_start, s, name)
+    found[f"search-w2-{name}-free"] = partial(searched_start, s, name)
+    return found
 
 
 def by_errors(s: Situation) -> dict[str, Choose]:
