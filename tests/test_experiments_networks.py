@@ -189,6 +189,10 @@ def test_cma_finds_levels_that_are_better_on_its_objective():
     found = searched.cma_fd(lambda s: float(np.square(np.log(s[1:-1] / [5.0, 0.2])).sum()), start)
     np.testing.assert_allclose(found.sigmas, [80.0, 5.0, 0.2, 0.0], rtol=0.05)
     assert found.evaluations % (searched.DRAWN * 3) == 0
+    free = searched.cma_fd(
+        lambda s: float(np.square(np.log(s[:-1] / [99.0, 5.0, 0.2])).sum()), start, most=90.0
+    )
+    np.testing.assert_allclose(free.sigmas, [90.0, 5.0, 0.2, 0.0], rtol=0.05)
 
 
 def test_every_law_gives_levels_that_the_model_takes():

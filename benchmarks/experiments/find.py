@@ -1,8 +1,9 @@
 """Search levels on samples of a model (see searched.py), count what it costs, and keep them for the comparison.
 
-    python benchmarks/experiments/find.py mnist-edm-ddim [--compile] [--cma 4 6 10]
+    python benchmarks/experiments/find.py mnist-edm-ddim [--compile] [--cma 4 6 10] [--cma-free 4]
 
-Writes results/found-<setup>.json; compare.py takes "trajectory-dp" and "cma-fd" from there.
+Writes results/found-<setup>.json; compare.py takes "trajectory-dp", "cma-fd" and "cma-fd-free" from there. The last also
+moves the first level, and starts at the best known choice, fastkl's optimum of w2 on the effective spectrum.
 """
 
 from __future__ import annotations
@@ -42,6 +43,9 @@ def main() -> None:
     )
     parser.add_argument("setup", choices=sampling.SETUPS)
     parser.add_argument("--cma", type=int, nargs="*", default=[4, 6, 10], help="NFE that CMA-ES searches")
+    parser.add_argument(
+        "--cma-free", type=int, nargs="*", default=[], help="NFE where it moves the first level"
+    )
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     arguments = parser.parse_args()
@@ -69,6 +73,10 @@ def main() -> None:
         if store.missing([{"strategy": "cma-fd", "nfe": nfe}]):
             start = discretize.tangent(s.schedule, nfe, gamma=1.0, sigma_min=0.0)
             keep(store, "cma-fd", nfe, searched.cma_fd(distance, start), s)
+    for nfe in arguments.cma_free:
+        if store.missing([{"strategy": "cma-fd-free", "nfe": nfe}]):
+            start = strategies.searched_start(s, "eff" if s.effective is not None else "cov", nfe)
+            keep(store, "cma-fd-free", nfe, searched.cma_fd(distance, start, s.schedule.sigma_max), s)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ trajectory-dp     dynamic programming on trajectories, written from the descript
                   teacher's first and last state; the sum over the jumps is minimised, later jumps weighing more.
 trajectory-dp-l2  the same with the distance between the jump's end and the teacher's state as the cost.
 cma-fd            CMA-ES on the Frechet distance of the features itself, from 1,000 samples of a seed of its own.
+cma-fd-free       the same with the first level moved too.
 """
 
 from __future__ import annotations
@@ -109,13 +110,20 @@ def trajectory_dp(
 
 
 def cma_fd(
-    distance: Callable[[Floats], float], start: Floats, generations: int = 25, population: int = 8
+    distance: Callable[[Floats], float],
+    start: Floats,
+    most: float | None = None,
+    generations: int = 25,
+    population: int = 8,
 ) -> Found:
-    """CMA-ES over the logarithms of the levels between the first and 0, from a good start."""
+    """CMA-ES over the logarithms of the levels, the first only if it may rise to `most`, from a good start."""
     import cma
 
+    kept = start[:1] if most is None else start[:0]
+
     def levels(logs: Floats) -> Floats:
-        return np.concatenate([start[:1], np.exp(-np.sort(-logs)), [0.0]])
+        inner = np.exp(-np.sort(-logs))
+        return np.concatenate([kept, inner if most is None else np.minimum(inner, most), [0.0]])
 
     def value(logs: Floats) -> float:
         if not np.all(np.diff(found := levels(logs)) < 0):
@@ -123,5 +131,5 @@ def cma_fd(
         return distance(found)
 
     options = {"seed": SEED, "popsize": population, "maxiter": generations, "verbose": -9}
-    best, strategy = cma.fmin2(value, np.log(start[1:-1]), 0.2, options)
+    best, strategy = cma.fmin2(value, np.log(start[len(kept) : -1]), 0.2, options)
     return Found(levels(np.asarray(best)).tolist(), int(strategy.countevals) * DRAWN * (len(start) - 1))
