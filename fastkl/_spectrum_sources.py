@@ -284,6 +284,7 @@ class SpectrumSources(LatentSources):
         floor: float = 0.0,
         *,
         noise: ArrayLike = 0.02,
+        mean_of: Spectrum | None = None,
     ) -> Spectrum:
         r"""Effective spectrum of a trained model: the Gaussian with the model's denoising errors.
 
@@ -308,11 +309,14 @@ class SpectrumSources(LatentSources):
             Variance to add to every eigenvalue, as `floored` does.
         noise : array_like, shape () or (K,)
             Relative standard error of `errors`, within [1e-6, 0.3].
+        mean_of : Spectrum, optional
+            The data's covariance spectrum, whose mean the result gets (by rank, see
+            `fastkl.fit_denoising_errors`); give it where the first level is searched too (``free_start``).
 
         Returns
         -------
         Spectrum
-            A few eigenvalues in descending order with real counts that add up to `dim`, no mean.
+            A few eigenvalues in descending order with real counts that add up to `dim`.
 
         Raises
         ------
@@ -351,7 +355,7 @@ class SpectrumSources(LatentSources):
         """
         from fastkl._denoising import PoorFitWarning, fit_denoising_errors
 
-        fit = fit_denoising_errors(sigmas, errors, dim, floor, noise=noise)
+        fit = fit_denoising_errors(sigmas, errors, dim, floor, noise=noise, mean_of=mean_of)
         if fit.rms_in_noise > 2.5:
             warnings.warn(
                 f"the errors are not those of a Gaussian: the best fit is off by {fit.rms:.2g} (relative RMS) and at "

@@ -243,6 +243,33 @@ def test_a_poor_fit_warns():
     assert spectrum == fit.spectrum
 
 
+# ---- the mean
+
+
+def test_the_mean_is_taken_by_rank():
+    covariance = Spectrum([0.1, 3.0, 1.0, 0.2], counts=[2, 1, 1, 2], mean=[4.0, 1.0, 3.0, 2.0])
+    errors = curve(Spectrum([2.0, 0.1], counts=[2, 4]))
+    fit = fastkl.fit_denoising_errors(SIGMAS, errors, 6, 0.01, mean_of=covariance)
+    # a trace of eigenvalue 0 completes the counts, which are not quite 2 and 4
+    np.testing.assert_allclose(fit.spectrum.eigenvalues, [2.01, 0.11, 0.01], rtol=1e-2)
+    np.testing.assert_allclose(fit.spectrum.mean, np.sqrt([5.0, 10.0, 16.0]), rtol=1e-2)  # of 1, 9; 4, 4, 16, 16; 16
+    assert fit.spectrum.counts @ np.square(fit.spectrum.mean) == pytest.approx(50.0, rel=1e-12)
+    assert Spectrum.from_denoising_errors(SIGMAS, errors, 6, 0.01, mean_of=covariance) == fit.spectrum
+    plain = fastkl.fit_denoising_errors(SIGMAS, errors, 6, mean_of=Spectrum([1.0] * 6))
+    assert plain.spectrum == fastkl.fit_denoising_errors(SIGMAS, errors, 6).spectrum
+    assert plain.spectrum.mean is None
+
+
+def test_the_mean_comes_back_with_the_spectrum_itself():
+    truth = Spectrum([2.2, 0.024, 0.0015, 0.0], counts=[17, 24, 10, 205], mean=[1.0, -2.0, 0.5, 3.0])
+    spectrum = Spectrum.from_denoising_errors(SIGMAS, curve(truth), 256, mean_of=truth)
+    np.testing.assert_allclose(spectrum.mean, [1.0, 2.0, 0.5, 3.0], rtol=2e-2)  # the sign makes no difference
+    levels = candidates(6)["karras"][:20]
+    for sigmas in (levels, levels[:, 2:]):  # from far below, where the mean matters
+        found, expected = (fastkl.divergence(s, sigmas, "w2", prior="ve") for s in (spectrum, truth))
+        np.testing.assert_allclose(found, expected, rtol=1e-2)
+
+
 # ---- bad input
 
 
@@ -312,6 +339,18 @@ BAD = {
     "large noise": ((SIGMAS, GOOD, 5), {"noise": 0.4}, ValueError, r"^noise\[0\] = 0\.4: must be within"),
     "nan noise": ((SIGMAS, GOOD, 5), {"noise": np.nan}, ValueError, r"^noise\[0\] = nan: must be within"),
     "length of noise": ((SIGMAS, GOOD, 5), {"noise": [0.1]}, ValueError, r"^noise: must be one number or"),
+    "a number for a mean": (
+        (SIGMAS, GOOD, 5),
+        {"mean_of": 1.0},
+        TypeError,
+        r"^mean_of: must be a Spectrum, got float",
+    ),
+    "mean of another dim": (
+        (SIGMAS, GOOD, 5),
+        {"mean_of": Spectrum([1.0])},
+        ValueError,
+        r"^mean_of: must have dim = 5 dimensions, got 1",
+    ),
     "words as noise": ((SIGMAS, GOOD, 5), {"noise": "low"}, TypeError, r"^noise: .*<U3"),
 }
 

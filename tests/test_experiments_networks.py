@@ -243,17 +243,6 @@ def test_choosing_the_first_level_too_is_better_by_the_model():
         assert w2["search-w2-eff-free"] == pytest.approx(w2["search-w2-cov-free"], rel=0.01)
 
 
-def test_the_effective_spectrum_takes_the_mean_of_the_data_by_rank():
-    import measured
-
-    covariance = fastkl.Spectrum([0.1, 3.0, 1.0, 0.2], mean=[4.0, 1.0, 3.0, 2.0])
-    effective = fastkl.Spectrum([2.0, 0.1], counts=[2, 2])
-    found = measured.with_mean(effective, covariance)
-    np.testing.assert_allclose(found.mean, np.sqrt([5.0, 10.0]))  # of 1 and 9, and of 4 and 16
-    np.testing.assert_allclose(found.counts, [2, 2])
-    assert measured.with_mean(effective, fastkl.Spectrum([1.0])) is effective
-
-
 def test_the_store_adds_what_is_missing_and_keeps_the_rest(tmp_path):
     import store
 
@@ -277,7 +266,13 @@ def test_the_effective_spectrum_leaves_out_where_the_network_is_of_no_use():
     lambdas = np.repeat([2.0, 0.1], [4, 12])
     sigmas = np.geomspace(0.01, 50, 30)
     exact = np.array([(lambdas * s**2 / (lambdas + s**2)).sum() for s in sigmas])
-    found = {"sigmas": sigmas, "errors": exact.copy(), "eigenvalues": lambdas, "variance": lambdas.sum()}
+    found = {
+        "sigmas": sigmas,
+        "errors": exact.copy(),
+        "eigenvalues": lambdas,
+        "mean": None,
+        "variance": lambdas.sum(),
+    }
     found["errors"][-3:] = 100.0  # far from the data: worse than to answer the mean
     found["errors"][10] *= 1.5  # one level badly learned
     levels = np.geomspace(0.05, 5, 9)

@@ -2,8 +2,8 @@
 
     python benchmarks/experiments/find.py mnist-edm-ddim [--compile] [--cma 4 6 10] [--cma-free 4]
 
-Writes results/found-<setup>.json; compare.py takes "trajectory-dp", "cma-fd" and "cma-fd-free" from there. The last also
-moves the first level, and starts at the best known choice, fastkl's optimum of w2 on the effective spectrum.
+Writes results/found-<setup>.json; compare.py takes "trajectory-dp", "cma-fd" and "cma-fd-free" from there. The last
+moves the first level too, and starts at the best known choice, fastkl's optimum of w2 on the effective spectrum.
 """
 
 from __future__ import annotations

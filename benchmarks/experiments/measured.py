@@ -50,6 +50,11 @@ def measure(setup: sampling.Setup, device: str) -> dict[str, Any]:
     }
 
 
+def covariance_of(found: dict[str, Any]) -> fastkl.Spectrum:
+    """Spectrum of the images, with their mean."""
+    return fastkl.Spectrum(np.array(found["eigenvalues"]), mean=found["mean"])
+
+
 def of_use(found: dict[str, Any]) -> NDArray[np.bool_]:
     """Levels at which neither to leave the noise in, nor to answer the mean of the data, has the smaller error."""
     sigmas, errors, dim = np.array(found["sigmas"]), np.array(found["errors"]), len(found["eigenvalues"])
@@ -71,24 +76,10 @@ def effective_spectrum(found: dict[str, Any]) -> fastkl.Spectrum | None:
     if len(errors):
         errors = np.minimum.accumulate(errors / sigmas**2) * sigmas**2
     try:
-        return fastkl.Spectrum.from_denoising_errors(sigmas, errors, dim)
+        return fastkl.Spectrum.from_denoising_errors(sigmas, errors, dim, mean_of=covariance_of(found))
     except ValueError as error:
         print(f"no effective spectrum, and no strategy that needs it: {error}", flush=True)
         return None
-
-
-def with_mean(effective: fastkl.Spectrum, covariance: fastkl.Spectrum) -> fastkl.Spectrum:
-    """The effective spectrum with the data's mean, which errors do not tell: direction for direction by rank.
-
-    It matters only where sampling starts far below the schedule's greatest level, from noise that lacks the mean.
-    """
-    if covariance.mean is None or effective.counts is None:
-        return effective
-    order = np.argsort(-covariance.eigenvalues, kind="stable")
-    squares = np.concatenate([[0.0], np.cumsum(np.square(covariance.mean[order]))])
-    ends = np.concatenate([[0.0], np.cumsum(effective.counts)])
-    parts = np.diff(np.interp(ends, np.arange(len(squares)), squares))
-    return fastkl.Spectrum(effective.eigenvalues, effective.counts, np.sqrt(parts / effective.counts))
 
 
 def situation(setup: sampling.Setup, out: pathlib.Path, device: str = "cpu") -> strategies.Situation:
@@ -98,10 +89,8 @@ def situation(setup: sampling.Setup, out: pathlib.Path, device: str = "cpu") -> 
         out.mkdir(exist_ok=True)
         path.write_text(json.dumps(measure(setup, device)) + "\n", encoding="utf-8")
     found = json.loads(path.read_text(encoding="utf-8"))
-    covariance = fastkl.Spectrum(np.array(found["eigenvalues"]), mean=found["mean"])
+    covariance = covariance_of(found)
     effective = effective_spectrum(found)
-    if effective is not None:
-        effective = with_mean(effective, covariance)
     schedule, useful = setup.schedule, of_use(found)
     most = float(np.array(found["sigmas"])[useful].max()) if useful.any() else schedule.sigma_max
     return strategies.Situation(schedule, setup.sampler, covariance, effective, found["sigma_data"], most)
