@@ -252,7 +252,9 @@ def test_the_mean_is_taken_by_rank():
     fit = fastkl.fit_denoising_errors(SIGMAS, errors, 6, 0.01, mean_of=covariance)
     # a trace of eigenvalue 0 completes the counts, which are not quite 2 and 4
     np.testing.assert_allclose(fit.spectrum.eigenvalues, [2.01, 0.11, 0.01], rtol=1e-2)
-    np.testing.assert_allclose(fit.spectrum.mean, np.sqrt([5.0, 10.0, 16.0]), rtol=1e-2)  # of 1, 9; 4, 4, 16, 16; 16
+    np.testing.assert_allclose(
+        fit.spectrum.mean, np.sqrt([5.0, 10.0, 16.0]), rtol=1e-2
+    )  # of 1, 9; 4, 4, 16, 16; 16
     assert fit.spectrum.counts @ np.square(fit.spectrum.mean) == pytest.approx(50.0, rel=1e-12)
     assert Spectrum.from_denoising_errors(SIGMAS, errors, 6, 0.01, mean_of=covariance) == fit.spectrum
     plain = fastkl.fit_denoising_errors(SIGMAS, errors, 6, mean_of=Spectrum([1.0] * 6))

@@ -208,7 +208,7 @@ def test_every_law_gives_levels_that_the_model_takes():
             assert found.shape == (6,), name
             assert np.all(np.diff(found) < 0), name
             assert found[-1] == 0, name
-            if name.endswith("eff-free"):
+            if name.endswith(("eff-free", "-start")):
                 assert found[0] <= 20.0
             elif name != "uniform-leading" and not name.endswith("free"):
                 assert found[0] == pytest.approx(schedule.sigma_max), name

@@ -31,8 +31,9 @@ LINES = {
     "search-kl-cov-0.01": ("best kl, floor 0.01", "C3"),
     "search-kl-eff-0.1": ("best kl, effective, floor 0.1", "C6"),
     "tangent-w2-eff": ("tangent, gamma by w2, effective", "C9"),
-    "search-w2-cov-0": ("best w2", "C0"),
+    "search-w2-cov-0": ("best w2, covariance", "C0"),
     "search-w2-eff-0": ("best w2, effective", "C2"),
+    "search-w2-eff-free": ("best w2, effective, first level too", "black"),
 }
 SHOWN = (4, 6, 10)
 SPECTRA = {"cov": ("covariance", "C0"), "eff": ("effective", "C2")}

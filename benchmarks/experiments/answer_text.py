@@ -24,6 +24,15 @@ ALWAYS = (
     "tangent-w2-eff",
     "search-w2-cov-0",
     "search-w2-eff-0",
+    "search-w2-cov-free",
+    "search-w2-eff-free",
+    "tangent-w2-cov-free",
+    "tangent-w2-eff-free",
+    "uniform-leading",
+    "karras-7-start",
+    "tan-1-to0-start",
+    "cma-fd",
+    "cma-fd-free",
     "search-kl-cov-0.01",
     "search-kl-eff-0.1",
     "geodesic-0.01",
@@ -33,10 +42,15 @@ ALWAYS = (
 OTHERS = ("fd_pixels", "fd_teacher", "to_teacher")
 SHARES = ("precision", "coverage", "recall", "confidence")
 HEADLINE = {
-    "search-w2-cov-0": "fastkl, least `w2` on the covariance spectrum",
-    "search-w2-eff-0": "fastkl, least `w2` on the effective spectrum",
-    "tangent-w2-cov": "tangent law, gamma of least `w2` on the covariance spectrum",
-    "tangent-w2-eff": "tangent law, gamma of least `w2` on the effective spectrum",
+    "search-w2-eff-free": "fastkl, least `w2`, effective spectrum, first level chosen too",
+    "search-w2-cov-free": "fastkl, least `w2`, covariance spectrum, first level chosen too",
+    "tangent-w2-eff-free": "tangent law, gamma and first level of least `w2`, effective spectrum",
+    "tangent-w2-cov-free": "tangent law, gamma and first level of least `w2`, covariance spectrum",
+    "search-w2-eff-0": "fastkl, least `w2`, effective spectrum",
+    "search-w2-cov-0": "fastkl, least `w2`, covariance spectrum",
+    "tangent-w2-eff": "tangent law, gamma of least `w2`, effective spectrum",
+    "tangent-w2-cov": "tangent law, gamma of least `w2`, covariance spectrum",
+    "cma-fd-free": "CMA-ES on the measured distance, first level too (where run)",
     "cma-fd": "CMA-ES on the measured distance (where run)",
     "trajectory-dp": "dynamic programming on sampled trajectories",
     "tan-1-to0": "tangent law, gamma = 1, carried to 0",
@@ -144,8 +158,11 @@ def evidence(result: Row) -> str:
     found = result["regret"]["fd_features"]
     cases = sum(len(setup["survey"]) for setup in result["setups"].values())
     names = {
-        "search-w2-eff-0": "least `w2` on the effective spectrum",
-        "search-w2-cov-0": "least `w2` on the covariance spectrum",
+        "search-w2-eff-free": "least `w2` on the effective spectrum with the first level chosen too",
+        "search-w2-cov-free": "the same on the covariance spectrum",
+        "tangent-w2-eff-free": "tangent law with gamma and first level of least `w2` on the effective spectrum",
+        "search-w2-eff-0": "least `w2` on the effective spectrum from the model's first level",
+        "search-w2-cov-0": "the same on the covariance spectrum from there",
         "search-kl-cov-0.01": "least `kl` with a floor of 0.01",
         "karras-7": "Karras",
     }

@@ -100,6 +100,12 @@ def tangent_start(situation: Situation, name: str, steps: int) -> Floats:
     return np.asarray(levels[int(np.argmin(values))])
 
 
+def from_start(situation: Situation, law: Callable[..., Floats], steps: int) -> Floats:
+    """A law without a spectrum from the first level that fastkl's optimum has: what the first level alone is worth."""
+    first = float(searched_start(situation, "eff", steps)[0])
+    return law(situation.schedule, steps, sigma_max=first)
+
+
 def fixed(s: Situation) -> dict[str, Choose]:
     """Laws without a spectrum, and the tangent law with gammas from tools and papers."""
     schedule = s.schedule
@@ -162,6 +168,8 @@ def by_errors(s: Situation) -> dict[str, Choose]:
     for metric in METRICS:
         for floor in FLOORS:
             found[f"search-{metric}-eff-{floor:g}"] = partial(searched, s, s.spectrum("eff", floor), metric)
+    found["karras-7-start"] = partial(from_start, s, partial(discretize.karras, rho=7.0))
+    found["tan-1-to0-start"] = partial(from_start, s, partial(discretize.tangent, gamma=1.0, sigma_min=0.0))
     return found | laws_by_metric(s, "eff")
 
 
