@@ -50,6 +50,8 @@ HEADLINE = {
     "search-w2-cov-0": "fastkl, least `w2`, covariance spectrum",
     "tangent-w2-eff": "tangent law, gamma of least `w2`, effective spectrum",
     "tangent-w2-cov": "tangent law, gamma of least `w2`, covariance spectrum",
+    "karras-7-start": "Karras, rho = 7, from that first level",
+    "tan-1-to0-start": "tangent law, gamma = 1, from that first level",
     "cma-fd-free": "CMA-ES on the measured distance, first level too (where run)",
     "cma-fd": "CMA-ES on the measured distance (where run)",
     "trajectory-dp": "dynamic programming on sampled trajectories",
