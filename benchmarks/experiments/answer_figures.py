@@ -30,7 +30,7 @@ LINES = {
     "trajectory-dp": ("trajectories (searched on samples)", "C4"),
     "search-kl-cov-0.01": ("best kl, floor 0.01", "C3"),
     "search-kl-eff-0.1": ("best kl, effective, floor 0.1", "C6"),
-    "tangent-w2-eff": ("tangent, gamma by w2, effective", "C9"),
+    "tangent-w2-eff-free": ("tangent, gamma and first level by w2, effective", "C9"),
     "search-w2-cov-0": ("best w2, covariance", "C0"),
     "search-w2-eff-0": ("best w2, effective", "C2"),
     "search-w2-eff-free": ("best w2, effective, first level too", "black"),
@@ -77,7 +77,8 @@ def correlation_figure(setups: dict[str, Any]) -> Any:
         )
         picture = axis.imshow(values, vmin=-1, vmax=1, cmap="RdBu", aspect="auto")
         for (row, column), value in np.ndenumerate(values):
-            axis.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=7)
+            colour = "white" if abs(value) > 0.65 else "black"
+            axis.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=7, color=colour)
         axis.set_xticks(range(len(survey)), list(survey))
         axis.set_yticks(range(len(predictors)), predictors if axis is axes[0] else [""] * len(predictors))
         axis.set(xlabel="network evaluations", title=name)
@@ -89,19 +90,19 @@ def forecast_figure(setups: dict[str, Any]) -> Any:
     """Predicted against measured w2 of the pixels."""
     figure, axes = panels(len(setups))
     for axis, (name, setup) in zip(axes, setups.items(), strict=True):
+        low, high = np.inf, 0.0
         for marker, nfe in zip("o^s", SHOWN, strict=True):
             part = setup["survey"].get(str(nfe))
             if part is None:
                 continue
             measured = np.array(list(part["distances"]["fd_pixels"].values()))
+            low, high = min(low, float(measured.min())), max(high, float(measured.max()))
             for spectrum, forecast in part["w2"].items():
                 title, colour = SPECTRA[spectrum]
                 label = f"{title}, NFE {nfe}"
                 axis.scatter(forecast, measured, s=14, marker=marker, color=colour, alpha=0.6, label=label)
-        low, high = axis.get_ylim()
         axis.set(xscale="log", yscale="log", xlabel="w2 predicted", title=name)
-        ends = np.array([max(low, 1e-2), high])
-        axis.plot(ends, ends, color="black", lw=0.8, ls="--")
+        axis.plot([low, high], [low, high], color="black", lw=0.8, ls="--")
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("Frechet distance of pixels, measured")
     handles, labels = axes[0].get_legend_handles_labels()
