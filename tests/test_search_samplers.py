@@ -316,14 +316,14 @@ SMALL = ("--spectrum", "digits", "--schedule-option", "num_train_timesteps=30", 
 def test_command_line(capsys):
     report = document(capsys, "search", *SMALL, "--sampler", "dpmpp_2m")
     (found,) = report["results"]
-    best = search(Spectrum.preset("digits"), NoiseSchedule.ddpm_linear(30), 4, "dpmpp_2m")
+    best = search(Spectrum.preset("digits"), NoiseSchedule.ddpm_linear(30), 4, "dpmpp_2m", "w2")
     assert report["sampler"] == found["sampler"] == "dpmpp_2m"
     assert (found["value"], found["timesteps"]) == (best.value, best.timesteps.tolist())
     assert (found["proved_optimal"], found["lower_bound"], found["gap"]) == (False, None, None)
     karras = discretize.karras(NoiseSchedule.ddpm_linear(30), 4, 7.0)
     levels = discretize.snap(NoiseSchedule.ddpm_linear(30), karras)
     (row,) = [row for row in found["standards"] if row["name"] == "karras"]
-    assert row["value"] == fastkl.divergence(Spectrum.preset("digits"), levels, sampler="dpmpp_2m")
+    assert row["value"] == fastkl.divergence(Spectrum.preset("digits"), levels, "w2", "dpmpp_2m")
     status, out, err = run(capsys, "search", *SMALL, "--sampler", "dpmpp_2m")
     assert (status, err) == (0, "")
     assert "local search: no bound is known" in out

@@ -112,14 +112,22 @@ def rank_correlation(values: Floats, distances: Floats) -> float | None:
     return round(float(spearmanr(values, distances).statistic), 4)
 
 
+def is_law(name: str) -> bool:
+    """Whether no divergence and no sample chose the levels, so that no predictor is judged on its own optima."""
+    chosen = ("search-", "tangent-", "geodesic-", "cma-", "trajectory-")
+    return not name.startswith(chosen) and not name.endswith("-start")
+
+
 def correlations(predicted: dict[str, Floats], distances: dict[str, Floats], names: list[str]) -> Row:
-    """Of every predictor: rank correlation with the distances, among all and near the best, and its favourite."""
+    """Of every predictor: rank correlation with the distances, also among laws and near the best; its favourite."""
     found: Row = {}
     features = distances["fd_features"]
     near = features <= NEAR * features.min()
+    laws = np.array([is_law(name) for name in names])
     for name, values in predicted.items():
         first = int(np.argmin(values))
         found[name] = {score: rank_correlation(values, d) for score, d in distances.items()}
+        found[name]["laws"] = rank_correlation(values[laws], features[laws])
         found[name]["near"] = rank_correlation(values[near], features[near])
         found[name]["favourite"] = names[first]
         found[name]["ratio"] = round(float(features[first] / features.min()), 4)

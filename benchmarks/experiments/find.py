@@ -59,7 +59,9 @@ def main() -> None:
         exact = sampling.denoiser(
             sampling.ready(setup, device=arguments.device, exact=True), arguments.device
         )
-        for (strategy, nfe), found in searched.trajectory_dp(exact, setup.schedule, shape, list(NFE)).items():
+        for (strategy, nfe), found in searched.trajectory_dp(
+            exact, setup.schedule, shape, list(NFE), arguments.device
+        ).items():
             keep(store, strategy, nfe, found, s)
     model = sampling.ready(setup, device=arguments.device, compiled=arguments.compile)
     run, scorer = sampling.runner(setup, model, arguments.device), scores.Scorer(images)

@@ -96,10 +96,11 @@ def trajectory_dp(
     schedule: NoiseSchedule,
     shape: tuple[int, ...],
     steps: list[int],
+    device: str = "cpu",
 ) -> dict[tuple[str, int], Found]:
     """The levels by both costs for every number of steps out of one set of teachers."""
     grid = discretize.karras(schedule, GRID)
-    noise = torch.randn(TEACHERS, *shape, generator=torch.Generator().manual_seed(SEED))
+    noise = torch.randn(TEACHERS, *shape, generator=torch.Generator().manual_seed(SEED)).to(device)
     states, slopes = teacher(denoise, grid, noise)
     found = {}
     for name, deviation in (("trajectory-dp", True), ("trajectory-dp-l2", False)):

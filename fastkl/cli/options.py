@@ -44,8 +44,8 @@ def add_floor(parser: argparse.ArgumentParser) -> None:
 def add_metric(parser: argparse.ArgumentParser) -> None:
     """Add --metric, one of the divergences.
 
-    Its default is not the library's, which is the theory's `kl`: on every trained network that was measured, levels of
-    least `w2` gave far better samples (benchmarks/experiments/results/answer.md).
+    Its default is not the library's, which is the theory's `kl`: `w2` orders choices of levels as the samples of
+    trained networks do, and `kl` hardly (benchmarks/experiments/results/answer.md).
     """
     text = "divergence; w2 chooses best for real networks, kl is the paper's (default: %(default)s)"
     parser.add_argument("--metric", choices=METRICS, default="w2", help=text)

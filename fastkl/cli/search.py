@@ -72,7 +72,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=step_numbers, default=[10], metavar="N", help=text)
     add_metric(parser)
     add_prior(parser, None)
-    text = "choose the first level too, counting the prior's mismatch and the mean: best for real networks"
+    text = (
+        "choose the first level too, counting the prior's mismatch and the mean, which the spectrum must have"
+    )
     parser.add_argument("--free-start", action="store_true", help=text)
     text = "stop at a good choice and a bound, without a proof"
     parser.add_argument("--no-prove", dest="prove", action="store_false", help=text)
