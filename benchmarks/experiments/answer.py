@@ -24,7 +24,7 @@ import sampling
 import strategies
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
-from store import RESULTS
+from store import RESULTS, rows_in
 
 import fastkl
 
@@ -50,15 +50,13 @@ PREDICTORS = [
 
 def rows_of(name: str) -> list[Row]:
     """All cells of a setup."""
-    path = RESULTS / f"samples-{name}.json"
-    return list(json.loads(path.read_text(encoding="utf-8"))["rows"]) if path.exists() else []
+    return rows_in(RESULTS / f"samples-{name}.json")
 
 
 def searched_costs(name: str) -> dict[str, dict[str, int]]:
     """Network evaluations that levels searched on samples cost, by strategy and number of evaluations."""
-    path = RESULTS / f"found-{name}.json"
     found: dict[str, dict[str, int]] = defaultdict(dict)
-    for row in json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []:
+    for row in rows_in(RESULTS / f"found-{name}.json"):
         found[row["strategy"]][str(row["nfe"])] = row["evaluations"]
     return dict(found)
 

@@ -144,6 +144,11 @@ def cost_text(setup: Row) -> str:
     return "Network evaluations that levels searched on samples cost: " + "; ".join(parts) + "."
 
 
+def mean_and_worst(values: list[float]) -> str:
+    """Geometric mean, in brackets the largest."""
+    return f"{np.exp(np.mean(np.log(values))):.2f} ({max(values):.2f})"
+
+
 def headline(result: Row) -> str:
     """The README's table: distance over the least one of all choices, a column for each setup."""
     setups = result["setups"]
@@ -153,7 +158,7 @@ def headline(result: Row) -> str:
         for setup in setups.values():
             parts = [ratios(part) for part in setup["survey"].values()]
             values = [part[strategy] for part in parts if strategy in part]
-            cell = f"{np.exp(np.mean(np.log(values))):.2f} ({max(values):.2f})" if values else ""
+            cell = mean_and_worst(values) if values else ""
             missing = f", {len(values)} of {len(parts)} NFE" if 0 < len(values) < len(parts) else ""
             line.append(cell + missing)
         lines.append(line)
@@ -188,7 +193,7 @@ def evidence(result: Row) -> str:
         for key, label in names.items():
             values = [case[key] for case in cases if key in case]
             if len(values) == len(cases):
-                parts.append(f"{label} {np.exp(np.mean(np.log(values))):.2f} ({max(values):.2f})")
+                parts.append(f"{label} {mean_and_worst(values)}")
         sentences.append(f"`{sampler}`, {len(cases)} cases (a network at one NFE each): {'; '.join(parts)}.")
     return " ".join(sentences)
 

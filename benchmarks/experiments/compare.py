@@ -13,7 +13,6 @@ strategy.
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import os
 import pathlib
@@ -30,7 +29,7 @@ import scores
 import strategies
 import torch
 from numpy.typing import NDArray
-from store import RESULTS, Store
+from store import RESULTS, Store, rows_in
 
 from fastkl import discretize
 
@@ -96,9 +95,7 @@ def teacher(cell: dict[str, Any]) -> tuple[NDArray[np.float32], scores.Normal]:
 
 def found_on_samples(setup: str, out: pathlib.Path) -> dict[tuple[str, int], list[float]]:
     """Levels that find.py found, by strategy and number of evaluations."""
-    path = out / f"found-{setup}.json"
-    rows = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
-    return {(row["strategy"], row["nfe"]): row["sigmas"] for row in rows}
+    return {(row["strategy"], row["nfe"]): row["sigmas"] for row in rows_in(out / f"found-{setup}.json")}
 
 
 def chosen_strategies(

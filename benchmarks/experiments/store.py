@@ -15,6 +15,11 @@ import machine
 RESULTS = pathlib.Path(__file__).parent / "results"
 
 
+def rows_in(path: pathlib.Path) -> list[dict[str, Any]]:
+    """Rows of a result file; none where there is no file."""
+    return list(json.loads(path.read_text(encoding="utf-8"))["rows"]) if path.exists() else []
+
+
 class Store:
     """One JSON file: `runs` says on what machine rows were made, `rows` are the results."""
 
