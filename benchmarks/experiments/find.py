@@ -1,9 +1,10 @@
 """Search levels on samples of a model (see searched.py), count what it costs, and keep them for the comparison.
 
-    python benchmarks/experiments/find.py mnist-edm-ddim [--compile] [--cma 4 6 10] [--cma-free 4]
+    python benchmarks/experiments/find.py mnist-edm-ddim [--compile] [--cma 4 6 10] [--cma-free 4] [--cma-plain 4]
 
-Writes results/found-<setup>.json; compare.py takes "trajectory-dp", "cma-fd" and "cma-fd-free" from there. The last
-moves the first level too, and starts at the best known choice, fastkl's optimum of w2 on the effective spectrum.
+Writes results/found-<setup>.json; compare.py takes "trajectory-dp", "cma-fd", "cma-fd-free" and "cma-fd-free-plain"
+from there. The last two move the first level too; "cma-fd-free" starts at fastkl's optimum of w2 on the effective
+spectrum, "cma-fd-free-plain" at the tangent law with gamma = 1 from sigma = 20, without any knowledge of the data.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from store import RESULTS, Store
 from fastkl import discretize
 
 KEYS = ("strategy", "nfe")
+PLAIN_START = 20.0
 
 
 def keep(store: Store, strategy: str, nfe: int, found: searched.Found, s: strategies.Situation) -> None:
@@ -45,6 +47,9 @@ def main() -> None:
     parser.add_argument("--cma", type=int, nargs="*", default=[4, 6, 10], help="NFE that CMA-ES searches")
     parser.add_argument(
         "--cma-free", type=int, nargs="*", default=[], help="NFE where it moves the first level"
+    )
+    parser.add_argument(
+        "--cma-plain", type=int, nargs="*", default=[], help="the same without a start of fastkl"
     )
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -77,8 +82,13 @@ def main() -> None:
             keep(store, "cma-fd", nfe, searched.cma_fd(distance, start), s)
     for nfe in arguments.cma_free:
         if store.missing([{"strategy": "cma-fd-free", "nfe": nfe}]):
-            start = strategies.searched_start(s, "eff" if s.effective is not None else "cov", nfe)
+            name = "eff" if s.effective is not None else "cov"
+            start = strategies.searched_start(s, name, strategies.start_at_most(s, name), nfe)
             keep(store, "cma-fd-free", nfe, searched.cma_fd(distance, start, s.schedule.sigma_max), s)
+    for nfe in arguments.cma_plain:
+        if store.missing([{"strategy": "cma-fd-free-plain", "nfe": nfe}]):
+            start = discretize.tangent(s.schedule, nfe, gamma=1.0, sigma_min=0.0, sigma_max=PLAIN_START)
+            keep(store, "cma-fd-free-plain", nfe, searched.cma_fd(distance, start, s.schedule.sigma_max), s)
 
 
 if __name__ == "__main__":

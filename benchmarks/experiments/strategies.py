@@ -6,7 +6,7 @@ For DDPM models all levels are moved to timesteps of the table, as pipelines tak
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -22,6 +22,7 @@ Choose = Callable[[int], Floats]
 FLOORS = (1e-4, 1e-3, 1e-2, 1e-1)
 GAMMAS = (0.25, 0.5, 1.0, 2.0)
 METRICS = ("kl", "reverse_kl", "jeffreys", "w2")
+STARTS = (5.0, 10.0, 20.0, 40.0)  # first levels that a user could try without a spectrum
 
 
 @dataclass(frozen=True)
@@ -73,16 +74,18 @@ def start_at_most(situation: Situation, name: str) -> float:
     return situation.useful_max if name == "eff" else situation.schedule.sigma_max
 
 
-def searched_start(situation: Situation, name: str, steps: int) -> Floats:
-    """fastkl's optimum by w2, the first level chosen too; what the first noise then lacks of the data is counted."""
-    schedule, most = situation.schedule, start_at_most(situation, name)
+def searched_start(
+    situation: Situation, name: str, most: float, steps: int, metric: str = "w2", floor: float = 0.0
+) -> Floats:
+    """fastkl's optimum, the first level chosen too; what the first noise then lacks of the data is counted."""
+    schedule = situation.schedule
     if schedule.num_train_timesteps is None:
         lower = NoiseSchedule.edm(schedule.sigma_min, most)
     else:
         table = schedule.sigmas(np.arange(schedule.num_train_timesteps))
         lower = NoiseSchedule.from_alphas_cumprod(1.0 / (1.0 + np.square(table[table <= most])))
     best = fastkl.search(
-        situation.spectrum(name, 0.0), lower, steps, situation.sampler, "w2", schedule.prior,
+        situation.spectrum(name, floor), lower, steps, situation.sampler, metric, schedule.prior,
         free_start=True, time_limit=60.0,
     )  # fmt: skip
     return np.asarray(best.sigmas)
@@ -102,7 +105,7 @@ def tangent_start(situation: Situation, name: str, steps: int) -> Floats:
 
 def from_start(situation: Situation, law: Callable[..., Floats], steps: int) -> Floats:
     """A law without a spectrum from the first level that fastkl's optimum has: what the first level alone is worth."""
-    first = float(searched_start(situation, "eff", steps)[0])
+    first = float(searched_start(situation, "eff", situation.useful_max, steps)[0])
     return law(situation.schedule, steps, sigma_max=first)
 
 
@@ -148,6 +151,10 @@ def by_covariance(s: Situation) -> dict[str, Choose]:
         for metric in METRICS:
             found[f"search-{metric}-cov-{floor:g}"] = partial(searched, s, spectrum, metric)
     found["search-w2-cov-0"] = partial(searched, s, s.covariance, "w2")
+    found["search-w2-cov-free-useful"] = partial(searched_start, s, "cov", s.useful_max)
+    found["search-kl-cov-0.01-free"] = partial(
+        searched_start, s, "cov", s.schedule.sigma_max, metric="kl", floor=1e-2
+    )
     return found | laws_by_metric(s, "cov")
 
 
@@ -158,8 +165,46 @@ def laws_by_metric(s: Situation, name: str) -> dict[str, Choose]:
         f"tangent-{metric}-{name}": partial(tangent_by, s, spectra[metric], metric) for metric in METRICS
     }
     found[f"tangent-w2-{name}-free"] = partial(tangent_start, s, name)
-    found[f"search-w2-{name}-free"] = partial(searched_start, s, name)
+    found[f"search-w2-{name}-free"] = partial(searched_start, s, name, start_at_most(s, name))
     return found
+
+
+def of_ddim_then_least(s: Situation, choose: Callable[..., Floats], steps: int) -> Floats:
+    """For solvers with a memory: one level fewer, chosen for DDIM, and the least level of the schedule in the end.
+
+    The last step, to 0, is of first order; from the least level it has nothing to do, and the steps above keep theirs.
+    """
+    return np.append(choose(replace(s, sampler="ddim"), steps=steps - 1)[:-1], [s.schedule.sigma_min, 0.0])
+
+
+def for_memory(s: Situation) -> dict[str, Choose]:
+    """Levels for DPM-Solver++ 2M that its own w2 does not choose."""
+    found: dict[str, Choose] = {}
+    for name in ("cov", "eff") if s.effective is not None else ("cov",):
+        most = start_at_most(s, name)
+        search = partial(searched_start, name=name, most=most)
+        found[f"search-w2-{name}-free-ddim"] = partial(searched_start, replace(s, sampler="ddim"), name, most)
+        found[f"search-w2-{name}-free-ddim-low"] = partial(of_ddim_then_least, s, search)
+        found[f"tangent-w2-{name}-free-ddim-low"] = partial(
+            of_ddim_then_least, s, partial(tangent_start, name=name)
+        )
+    return found
+
+
+def from_levels(s: Situation) -> dict[str, Choose]:
+    """Laws without a spectrum from lower first levels than the model's."""
+    laws: dict[str, Callable[..., Floats]] = {
+        "karras-3": partial(discretize.karras, s.schedule, rho=3.0),
+        "karras-7": partial(discretize.karras, s.schedule, rho=7.0),
+        "exponential-min0.1": partial(discretize.exponential, s.schedule, sigma_min=0.1),
+        "tan-1-to0": partial(discretize.tangent, s.schedule, gamma=1.0, sigma_min=0.0),
+        "tan-2-to0": partial(discretize.tangent, s.schedule, gamma=2.0, sigma_min=0.0),
+    }
+    return {
+        f"{name}-from{first:g}": partial(law, sigma_max=first)
+        for first in STARTS
+        for name, law in laws.items()
+    }
 
 
 def by_errors(s: Situation) -> dict[str, Choose]:
@@ -168,6 +213,7 @@ def by_errors(s: Situation) -> dict[str, Choose]:
     for metric in METRICS:
         for floor in FLOORS:
             found[f"search-{metric}-eff-{floor:g}"] = partial(searched, s, s.spectrum("eff", floor), metric)
+    found["search-kl-eff-0.1-free"] = partial(searched_start, s, "eff", s.useful_max, metric="kl", floor=0.1)
     found["karras-7-start"] = partial(from_start, s, partial(discretize.karras, rho=7.0))
     found["tan-1-to0-start"] = partial(from_start, s, partial(discretize.tangent, gamma=1.0, sigma_min=0.0))
     return found | laws_by_metric(s, "eff")
@@ -175,7 +221,9 @@ def by_errors(s: Situation) -> dict[str, Choose]:
 
 def all_of(s: Situation) -> dict[str, Choose]:
     """Every strategy that chooses levels without drawing samples."""
-    found = fixed(s) | by_covariance(s)
+    found = fixed(s) | from_levels(s) | by_covariance(s)
+    if s.sampler != "ddim":
+        found |= for_memory(s)
     return found if s.effective is None else found | by_errors(s)
 
 
