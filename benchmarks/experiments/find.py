@@ -83,7 +83,7 @@ def main() -> None:
     for nfe in arguments.cma_free:
         if store.missing([{"strategy": "cma-fd-free", "nfe": nfe}]):
             name = "eff" if s.effective is not None else "cov"
-            start = strategies.searched_start(s, name, strategies.start_at_most(s, name), nfe)
+            start = strategies.searched_start(s, name, s.schedule.sigma_max, nfe)
             keep(store, "cma-fd-free", nfe, searched.cma_fd(distance, start, s.schedule.sigma_max), s)
     for nfe in arguments.cma_plain:
         if store.missing([{"strategy": "cma-fd-free-plain", "nfe": nfe}]):

@@ -69,11 +69,6 @@ def searched(situation: Situation, spectrum: Spectrum, metric: str, steps: int) 
     return np.asarray(best.sigmas)
 
 
-def start_at_most(situation: Situation, name: str) -> float:
-    """Greatest first level of strategies that choose it: with the model's errors known, one where it is of use."""
-    return situation.useful_max if name == "eff" else situation.schedule.sigma_max
-
-
 def searched_start(
     situation: Situation, name: str, most: float, steps: int, metric: str = "w2", floor: float = 0.0
 ) -> Floats:
@@ -91,11 +86,11 @@ def searched_start(
     return np.asarray(best.sigmas)
 
 
-def tangent_start(situation: Situation, name: str, steps: int) -> Floats:
+def tangent_start(situation: Situation, name: str, most: float, steps: int) -> Floats:
     """Tangent law carried to 0, gamma and first level of the least w2."""
     schedule = situation.schedule
     gammas, starts = np.meshgrid(np.geomspace(1e-3, 1e2, 160), np.geomspace(0.01, 1.0, 60), indexing="ij")
-    starts = starts.ravel() * start_at_most(situation, name)
+    starts = starts.ravel() * most
     levels = discretize.tangent(schedule, steps, gammas.ravel(), sigma_min=0.0, sigma_max=starts)
     values = fastkl.divergence(
         situation.spectrum(name, 0.0), levels, "w2", situation.sampler, schedule.prior, rtol=1e-6
@@ -105,7 +100,7 @@ def tangent_start(situation: Situation, name: str, steps: int) -> Floats:
 
 def from_start(situation: Situation, law: Callable[..., Floats], steps: int) -> Floats:
     """A law without a spectrum from the first level that fastkl's optimum has: what the first level alone is worth."""
-    first = float(searched_start(situation, "eff", situation.useful_max, steps)[0])
+    first = float(searched_start(situation, "eff", situation.schedule.sigma_max, steps)[0])
     return law(situation.schedule, steps, sigma_max=first)
 
 
@@ -151,7 +146,6 @@ def by_covariance(s: Situation) -> dict[str, Choose]:
         for metric in METRICS:
             found[f"search-{metric}-cov-{floor:g}"] = partial(searched, s, spectrum, metric)
     found["search-w2-cov-0"] = partial(searched, s, s.covariance, "w2")
-    found["search-w2-cov-free-useful"] = partial(searched_start, s, "cov", s.useful_max)
     found["search-kl-cov-0.01-free"] = partial(
         searched_start, s, "cov", s.schedule.sigma_max, metric="kl", floor=1e-2
     )
@@ -164,30 +158,29 @@ def laws_by_metric(s: Situation, name: str) -> dict[str, Choose]:
     found: dict[str, Choose] = {
         f"tangent-{metric}-{name}": partial(tangent_by, s, spectra[metric], metric) for metric in METRICS
     }
-    found[f"tangent-w2-{name}-free"] = partial(tangent_start, s, name)
-    found[f"search-w2-{name}-free"] = partial(searched_start, s, name, start_at_most(s, name))
+    for suffix, most in (("free", s.schedule.sigma_max), ("free-useful", s.useful_max)):
+        found[f"tangent-w2-{name}-{suffix}"] = partial(tangent_start, s, name, most)
+        found[f"search-w2-{name}-{suffix}"] = partial(searched_start, s, name, most)
     return found
 
 
-def of_ddim_then_least(s: Situation, choose: Callable[..., Floats], steps: int) -> Floats:
-    """For solvers with a memory: one level fewer, chosen for DDIM, and the least level of the schedule in the end.
+def then_least(schedule: NoiseSchedule, choose: Choose, steps: int) -> Floats:
+    """One level fewer, and the least level of the schedule in the end.
 
-    The last step, to 0, is of first order; from the least level it has nothing to do, and the steps above keep theirs.
+    A solver with a memory takes its last step, to 0, with order 1: from the least level that step has nothing to do.
     """
-    return np.append(choose(replace(s, sampler="ddim"), steps=steps - 1)[:-1], [s.schedule.sigma_min, 0.0])
+    return np.append(choose(steps - 1)[:-1], [schedule.sigma_min, 0.0])
 
 
 def for_memory(s: Situation) -> dict[str, Choose]:
     """Levels for DPM-Solver++ 2M that its own w2 does not choose."""
     found: dict[str, Choose] = {}
+    most, ddim = s.schedule.sigma_max, replace(s, sampler="ddim")
     for name in ("cov", "eff") if s.effective is not None else ("cov",):
-        most = start_at_most(s, name)
-        search = partial(searched_start, name=name, most=most)
-        found[f"search-w2-{name}-free-ddim"] = partial(searched_start, replace(s, sampler="ddim"), name, most)
-        found[f"search-w2-{name}-free-ddim-low"] = partial(of_ddim_then_least, s, search)
-        found[f"tangent-w2-{name}-free-ddim-low"] = partial(
-            of_ddim_then_least, s, partial(tangent_start, name=name)
-        )
+        search, tangent = partial(searched_start, ddim, name, most), partial(tangent_start, ddim, name, most)
+        found[f"search-w2-{name}-free-ddim"] = search
+        found[f"search-w2-{name}-free-ddim-low"] = partial(then_least, s.schedule, search)
+        found[f"tangent-w2-{name}-free-ddim-low"] = partial(then_least, s.schedule, tangent)
     return found
 
 
