@@ -23,12 +23,13 @@ def units():
     return torch.ones(1, 1, 2, 2, dtype=torch.float64)
 
 
-def test_ddim_loop_gives_the_variance_of_the_closed_form():
+@pytest.mark.parametrize("sampler", ["ddim", "dpmpp_2m"])
+def test_plain_loop_gives_the_variance_of_the_closed_form(sampler):
     import sampling
 
     sigmas = fastkl.discretize.karras(fastkl.NoiseSchedule.edm(), 6)
-    found = sampling.ddim(gaussian, sigmas, units()).flatten().square().numpy()
-    expected = fastkl.output_variance(LAMBDAS.numpy(), sigmas, prior="ve")
+    found = getattr(sampling, sampler)(gaussian, sigmas, units()).flatten().square().numpy()
+    expected = fastkl.output_variance(LAMBDAS.numpy(), sigmas, sampler=sampler, prior="ve")
     np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-300)
 
 
@@ -208,9 +209,13 @@ def test_every_law_gives_levels_that_the_model_takes():
             assert found.shape == (6,), name
             assert np.all(np.diff(found) < 0), name
             assert found[-1] == 0, name
-            if name.endswith(("eff-free", "-start")):
+            if name.endswith("useful"):
                 assert found[0] <= 20.0
-            elif name != "uniform-leading" and not name.endswith("free"):
+            elif "-from" in name:
+                assert found[0] == pytest.approx(
+                    float(name.split("-from")[1]), rel=0.01
+                )  # moved to the table
+            elif name != "uniform-leading" and not name.endswith(("free", "-start")):
                 assert found[0] == pytest.approx(schedule.sigma_max), name
             if table is not None:
                 assert np.isin(found[:-1], table).all(), name
@@ -221,14 +226,14 @@ def test_choosing_the_first_level_too_is_better_by_the_model():
 
     spectrum = fastkl.Spectrum([1.0, 0.1, 0.01], counts=[5, 20, 39], mean=[0.5, 0.2, 0.0])
     for schedule in (fastkl.NoiseSchedule.edm(0.002, 80.0), fastkl.NoiseSchedule.ddpm_linear()):
-        s = strategies.Situation(schedule, "ddim", spectrum, spectrum, 0.6, useful_max=20.0)
+        s = strategies.Situation(schedule, "ddim", spectrum, spectrum, 0.6, useful_max=1.0)
         choices = strategies.all_of(s)
         levels = {
             name: strategies.levels(s, choices[name], 4)
             for name in (
                 "search-w2-cov-0",
                 "search-w2-cov-free",
-                "search-w2-eff-free",
+                "search-w2-cov-free-useful",
                 "tangent-w2-cov",
                 "tangent-w2-cov-free",
             )
@@ -239,8 +244,24 @@ def test_choosing_the_first_level_too_is_better_by_the_model():
         }
         assert w2["search-w2-cov-free"] < 0.9 * w2["search-w2-cov-0"]
         assert w2["tangent-w2-cov-free"] < 0.9 * w2["tangent-w2-cov"]
-        assert levels["search-w2-cov-free"][0] < 20.0  # so the limit of the other makes no difference
-        assert w2["search-w2-eff-free"] == pytest.approx(w2["search-w2-cov-free"], rel=0.01)
+        assert levels["search-w2-cov-free-useful"][0] <= 1.0 < levels["search-w2-cov-free"][0]
+        assert w2["search-w2-cov-free"] < w2["search-w2-cov-free-useful"]
+
+
+def test_levels_for_a_solver_with_a_memory_are_those_of_ddim_and_the_least_one():
+    import strategies
+
+    spectrum = fastkl.Spectrum([1.0, 0.1, 0.01], counts=[5, 20, 39], mean=[0.5, 0.2, 0.0])
+    schedule = fastkl.NoiseSchedule.ddpm_linear()
+    of = {
+        sampler: strategies.Situation(schedule, sampler, spectrum, spectrum, 0.6, useful_max=20.0)
+        for sampler in ("ddim", "dpmpp_2m")
+    }
+    choices = {sampler: strategies.all_of(s) for sampler, s in of.items()}
+    low = strategies.levels(of["dpmpp_2m"], choices["dpmpp_2m"]["search-w2-cov-free-ddim-low"], 5)
+    fewer = strategies.levels(of["ddim"], choices["ddim"]["search-w2-cov-free"], 4)
+    np.testing.assert_array_equal(low, [*fewer[:-1], schedule.sigma_min, 0.0])
+    assert not any("-ddim" in name for name in choices["ddim"])
 
 
 def test_the_store_adds_what_is_missing_and_keeps_the_rest(tmp_path):
