@@ -191,6 +191,17 @@ def regrets(setups: dict[str, Row], score: str) -> dict[str, Row]:
     return dict(sorted(found.items(), key=lambda item: item[1]["mean"]))
 
 
+def samplers(setups: dict[str, Row]) -> list[str]:
+    """Samplers in the order of the setups."""
+    return list(dict.fromkeys(setup["sampler"] for setup in setups.values()))
+
+
+def of_sampler(setups: dict[str, Row], sampler: str) -> Row:
+    """Regrets over the setups of one sampler, by score."""
+    own = {name: setup for name, setup in setups.items() if setup["sampler"] == sampler}
+    return {score: regrets(own, score) for score in DISTANCES}
+
+
 def with_headline(readme: str, lines: str) -> str:
     """The README with the table between its marks."""
     before, rest = readme.split(BEGIN)
@@ -204,7 +215,10 @@ def main() -> None:
     parser.add_argument("--check", action="store_true")
     arguments = parser.parse_args()
     setups = {name: summary(setup) for name, setup in sampling.SETUPS.items() if rows_of(name)}
-    result = {"setups": setups, "regret": {score: regrets(setups, score) for score in DISTANCES}}
+    result = {
+        "setups": setups,
+        "regret": {sampler: of_sampler(setups, sampler) for sampler in samplers(setups)},
+    }
     texts = {
         RESULTS / "answer.json": json.dumps(result) + "\n",
         RESULTS / "answer.md": answer_text.written(result),

@@ -26,6 +26,15 @@ ALWAYS = (
     "search-w2-eff-0",
     "search-w2-cov-free",
     "search-w2-eff-free",
+    "search-w2-eff-free-useful",
+    "search-w2-eff-free-ddim-low",
+    "search-w2-cov-free-ddim-low",
+    "tangent-w2-eff-free-ddim-low",
+    "karras-3-from20",
+    "karras-7-from20",
+    "tan-2-to0-from20",
+    "search-kl-cov-0.01-free",
+    "cma-fd-free-plain",
     "tangent-w2-cov-free",
     "tangent-w2-eff-free",
     "uniform-leading",
@@ -41,29 +50,79 @@ ALWAYS = (
 )
 OTHERS = ("fd_pixels", "fd_teacher", "to_teacher")
 SHARES = ("precision", "coverage", "recall", "confidence")
-HEADLINE = {
-    "search-w2-eff-free": "fastkl, least `w2`, effective spectrum, first level chosen too",
-    "search-w2-cov-free": "fastkl, least `w2`, covariance spectrum, first level chosen too",
-    "tangent-w2-eff-free": "tangent law, gamma and first level of least `w2`, effective spectrum",
-    "tangent-w2-cov-free": "tangent law, gamma and first level of least `w2`, covariance spectrum",
-    "search-w2-eff-0": "fastkl, least `w2`, effective spectrum",
-    "search-w2-cov-0": "fastkl, least `w2`, covariance spectrum",
-    "tangent-w2-eff": "tangent law, gamma of least `w2`, effective spectrum",
-    "tangent-w2-cov": "tangent law, gamma of least `w2`, covariance spectrum",
-    "karras-7-start": "Karras, rho = 7, from that first level",
-    "tan-1-to0-start": "tangent law, gamma = 1, from that first level",
-    "cma-fd-free": "CMA-ES on the measured distance, first level too (where run)",
-    "cma-fd": "CMA-ES on the measured distance (where run)",
-    "trajectory-dp": "dynamic programming on sampled trajectories",
-    "tan-1-to0": "tangent law, gamma = 1, carried to 0",
-    "tan-1-min": "tangent law, gamma = 1, stopped at sigma_min",
-    "karras-7": "Karras, rho = 7",
-    "uniform-leading": "uniform timesteps, leading",
-    "uniform-trailing": "uniform timesteps, trailing",
-    "exponential": "exponential",
-    "beta": "beta",
-    "search-kl-cov-0.01": "fastkl, least `kl`, floor 0.01",
-    "geodesic-0.01": "geodesic of `kl`, floor 0.01",
+FIRST = ("from5", "from10", "from20", "from40")
+KARRAS = tuple(f"karras-{rho}{end}" for rho in (3, 7) for end in ("", *(f"-{first}" for first in FIRST)))
+EXPONENTIAL = ("exponential-min0.1", *(f"exponential-min0.1-{first}" for first in FIRST))
+TAN = tuple(f"tan-{g}-to0{end}" for g in (1, 2) for end in ("", *(f"-{first}" for first in FIRST)))
+# A line of the README's table: what it is called, and the strategies, of which the best is taken in every case.
+HEADLINE: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("fastkl, least `w2`, effective spectrum, first level chosen too", ("search-w2-eff-free",)),
+    ("fastkl, least `w2`, covariance spectrum, first level chosen too", ("search-w2-cov-free",)),
+    ("tangent law, gamma and first level of least `w2`, effective spectrum", ("tangent-w2-eff-free",)),
+    ("tangent law, gamma and first level of least `w2`, covariance spectrum", ("tangent-w2-cov-free",)),
+    ("fastkl, least `w2`, effective spectrum, first level of the model", ("search-w2-eff-0",)),
+    ("fastkl, least `w2`, covariance spectrum, first level of the model", ("search-w2-cov-0",)),
+    (
+        "fastkl's levels for DDIM, one fewer, then the least level; effective spectrum",
+        ("search-w2-eff-free-ddim-low",),
+    ),
+    (
+        "fastkl's levels for DDIM, one fewer, then the least level; covariance spectrum",
+        ("search-w2-cov-free-ddim-low",),
+    ),
+    ("CMA-ES on the measured distance, first level too (where run)", ("cma-fd-free", "cma-fd-free-plain")),
+    ("CMA-ES on the measured distance (where run)", ("cma-fd",)),
+    ("in hindsight: the best of Karras' laws, rho 3 or 7, first level 5, 10, 20, 40 or the model's", KARRAS),
+    ("in hindsight: the best of exponential laws to 0.1 with those first levels", EXPONENTIAL),
+    ("in hindsight: the best of tangent laws, gamma 1 or 2, with those first levels", TAN),
+    ("Karras, rho = 7, from fastkl's first level", ("karras-7-start",)),
+    ("tangent law, gamma = 1, from fastkl's first level", ("tan-1-to0-start",)),
+    ("dynamic programming on sampled trajectories", ("trajectory-dp",)),
+    ("tangent law, gamma = 1, carried to 0", ("tan-1-to0",)),
+    ("tangent law, gamma = 1, stopped at sigma_min", ("tan-1-min",)),
+    ("Karras, rho = 7", ("karras-7",)),
+    ("uniform timesteps, leading", ("uniform-leading",)),
+    ("uniform timesteps, trailing", ("uniform-trailing",)),
+    ("exponential", ("exponential",)),
+    ("beta", ("beta",)),
+    ("fastkl, least `kl`, floor 0.01", ("search-kl-cov-0.01",)),
+    ("fastkl, least `kl`, floor 0.01, first level chosen too", ("search-kl-cov-0.01-free",)),
+    ("geodesic of `kl`, floor 0.01", ("geodesic-0.01",)),
+)
+EVIDENCE = {
+    "ddim": (
+        ("least `w2`, effective spectrum, first level chosen too", ("search-w2-eff-free",)),
+        ("the same, covariance spectrum", ("search-w2-cov-free",)),
+        (
+            "tangent law with gamma and first level of least `w2`, effective spectrum",
+            ("tangent-w2-eff-free",),
+        ),
+        ("least `w2`, effective spectrum, from the model's first level", ("search-w2-eff-0",)),
+        (
+            "the best of 25 laws without a spectrum over five first levels, chosen in hindsight",
+            KARRAS + EXPONENTIAL + TAN,
+        ),
+        ("Karras", ("karras-7",)),
+        ("least `kl`, floor 0.01", ("search-kl-cov-0.01",)),
+    ),
+    "dpmpp_2m": (
+        (
+            "levels of least `w2` for DDIM with one evaluation fewer, then the least level; effective spectrum, first "
+            "level chosen too",
+            ("search-w2-eff-free-ddim-low",),
+        ),
+        ("the same, covariance spectrum", ("search-w2-cov-free-ddim-low",)),
+        (
+            "least `w2` of DPM-Solver++ 2M itself, effective spectrum, first level chosen too",
+            ("search-w2-eff-free",),
+        ),
+        (
+            "the best of 25 laws without a spectrum over five first levels, chosen in hindsight",
+            KARRAS + EXPONENTIAL + TAN,
+        ),
+        ("Karras", ("karras-7",)),
+        ("least `kl`, floor 0.01", ("search-kl-cov-0.01",)),
+    ),
 }
 
 
@@ -149,15 +208,21 @@ def mean_and_worst(values: list[float]) -> str:
     return f"{np.exp(np.mean(np.log(values))):.2f} ({max(values):.2f})"
 
 
+def least_ratios(parts: list[dict[str, float]], strategies: tuple[str, ...]) -> list[float]:
+    """The best ratio of some strategies in every case that has one of them."""
+    found = [[part[name] for name in strategies if name in part] for part in parts]
+    return [min(values) for values in found if values]
+
+
 def headline(result: Row) -> str:
     """The README's table: distance over the least one of all choices, a column for each setup."""
     setups = result["setups"]
     lines = []
-    for strategy, label in HEADLINE.items():
+    for label, strategies in HEADLINE:
         line = [label]
         for setup in setups.values():
             parts = [ratios(part) for part in setup["survey"].values()]
-            values = [part[strategy] for part in parts if strategy in part]
+            values = least_ratios(parts, strategies)
             cell = mean_and_worst(values) if values else ""
             missing = f", {len(values)} of {len(parts)} NFE" if 0 < len(values) < len(parts) else ""
             line.append(cell + missing)
@@ -173,16 +238,8 @@ def heading(setup: tuple[str, Row]) -> str:
 
 def evidence(result: Row) -> str:
     """How far recommended levels are from the best, and others: a sentence for each sampler."""
-    names = {
-        "search-w2-eff-free": "least `w2`, effective spectrum, first level chosen too",
-        "search-w2-cov-free": "the same, covariance spectrum",
-        "tangent-w2-eff-free": "tangent law with gamma and first level of least `w2`, effective spectrum",
-        "search-w2-eff-0": "least `w2`, effective spectrum, from the model's first level",
-        "karras-7": "Karras",
-        "search-kl-cov-0.01": "least `kl`, floor 0.01",
-    }
     sentences = []
-    for sampler in dict.fromkeys(setup["sampler"] for setup in result["setups"].values()):
+    for sampler in result["regret"]:
         cases = [
             ratios(part)
             for setup in result["setups"].values()
@@ -190,12 +247,12 @@ def evidence(result: Row) -> str:
             for part in setup["survey"].values()
         ]
         parts = []
-        for key, label in names.items():
-            values = [case[key] for case in cases if key in case]
+        for label, strategies in EVIDENCE[sampler]:
+            values = least_ratios(cases, strategies)
             if len(values) == len(cases):
                 parts.append(f"{label} {mean_and_worst(values)}")
         sentences.append(f"`{sampler}`, {len(cases)} cases (a network at one NFE each): {'; '.join(parts)}.")
-    return " ".join(sentences)
+    return "\n\n".join(sentences)
 
 
 def setup_text(name: str, setup: Row) -> str:
@@ -233,9 +290,8 @@ def setup_text(name: str, setup: Row) -> str:
     return "\n\n".join(parts)
 
 
-def written(result: Row) -> str:
-    """The whole text."""
-    regret = result["regret"]
+def regret_table(regret: Row) -> str:
+    """The best strategies of a sampler over all its cases."""
     lines = [
         [
             name,
@@ -246,17 +302,24 @@ def written(result: Row) -> str:
         ]
         for name, line in list(regret["fd_features"].items())[:25]
     ]
+    return table(["strategy", "mean", "worst", "where", "pixels", "network", "samples"], lines)
+
+
+def written(result: Row) -> str:
+    """The whole text."""
     parts = [
         "# Do better numbers make better samples?",
         "Written by `benchmarks/experiments/answer.py` from the committed results. A predictor is named "
         "metric-spectrum-floor; cov is the covariance spectrum of the training images, eff the effective spectrum of "
-        "the model's denoising errors. to0: carried to sigma = 0; min: stopped at sigma_min, then 0.",
+        "the model's denoising errors. to0: carried to sigma = 0; min: stopped at sigma_min, then 0; free: first level "
+        "chosen too; useful: no higher than the network is of use; from20: first level 20; start: the first level of "
+        "search-w2-eff-free; ddim: chosen for DDIM; low: one level fewer, then the schedule's least.",
         "## All setups",
         "Distance of a strategy over the least one of all strategies, over every setup and NFE that the survey has: "
-        "geometric mean, worst case. Strategies that all setups share, best first by the features; then the same of "
-        "the pixels, of the features to the samples of the same network in 64 steps, and of the mean square distance "
-        "to them:",
-        table(["strategy", "mean", "worst", "where", "pixels", "network", "samples"], lines),
+        "geometric mean, worst case. Strategies that all setups of a sampler share, best first by the features; then "
+        "the same of the pixels, of the features to the samples of the same network in 64 steps, and of the mean "
+        "square distance to them:",
+        *(f"`{sampler}`:\n\n{regret_table(regret)}" for sampler, regret in result["regret"].items()),
         *(setup_text(name, setup) for name, setup in result["setups"].items()),
     ]
     return "\n\n".join(parts) + "\n"

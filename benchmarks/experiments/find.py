@@ -3,8 +3,8 @@
     python benchmarks/experiments/find.py mnist-edm-ddim [--compile] [--cma 4 6 10] [--cma-free 4] [--cma-plain 4]
 
 Writes results/found-<setup>.json; compare.py takes "trajectory-dp", "cma-fd", "cma-fd-free" and "cma-fd-free-plain"
-from there. The last two move the first level too; "cma-fd-free" starts at fastkl's optimum of w2 on the effective
-spectrum, "cma-fd-free-plain" at the tangent law with gamma = 1 from sigma = 20, without any knowledge of the data.
+from there. The last two move the first level too; "cma-fd-free" starts at fastkl's best choice, "cma-fd-free-plain"
+at the tangent law with gamma = 1 from sigma = 20, which knows nothing of the data.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from store import RESULTS, Store
 from fastkl import discretize
 
 KEYS = ("strategy", "nfe")
+BEST = {"ddim": "search-w2-{}-free", "dpmpp_2m": "search-w2-{}-free-ddim-low"}  # where cma-fd-free starts
 PLAIN_START = 20.0
 
 
@@ -82,8 +83,8 @@ def main() -> None:
             keep(store, "cma-fd", nfe, searched.cma_fd(distance, start), s)
     for nfe in arguments.cma_free:
         if store.missing([{"strategy": "cma-fd-free", "nfe": nfe}]):
-            name = "eff" if s.effective is not None else "cov"
-            start = strategies.searched_start(s, name, s.schedule.sigma_max, nfe)
+            name = BEST[setup.sampler].format("cov" if s.effective is None else "eff")
+            start = strategies.all_of(s)[name](nfe)
             keep(store, "cma-fd-free", nfe, searched.cma_fd(distance, start, s.schedule.sigma_max), s)
     for nfe in arguments.cma_plain:
         if store.missing([{"strategy": "cma-fd-free-plain", "nfe": nfe}]):
