@@ -2,10 +2,10 @@
 
     python benchmarks/experiments/compare.py mnist-edm-ddim [--count 10000] [--seeds 0 1 2] [--nfe 3 4 5 6 8 10 15 20]
         [--strategies NAME ...] [--processes 2] [--compile] [--minutes M]
-    python benchmarks/experiments/compare.py own --pipeline FOLDER --images FOLDER [--sampler dpmpp_2m] [--out FOLDER]
+    python benchmarks/experiments/compare.py own --pipeline FOLDER --images FOLDER --out FOLDER [--sampler dpmpp_2m]
 
 The first form runs a committed model, the second a diffusers pipeline of your own (see pipelines.py). Adds what is
-missing to results/samples-<setup>.json. First it measures the spectrum of the images and the model's denoising errors,
+missing to results/samples-<setup>.json, or to such a file in --out. First it measures the spectrum of the images and the model's denoising errors,
 from which the effective spectrum follows (results/measured-<model>.json). The noise of a seed is the same for every
 strategy.
 """
@@ -18,7 +18,7 @@ import os
 import pathlib
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from typing import Any
 
@@ -162,6 +162,17 @@ def run(
                 )
 
 
+def at_least(least: int) -> Callable[[str], int]:
+    """A type of whole numbers for argparse."""
+
+    def number(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"must be a whole number, {least} or more, got {text}")
+        return int(text)
+
+    return number
+
+
 def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -172,26 +183,33 @@ def parsed() -> argparse.Namespace:
         "--images", type=pathlib.Path, help="folder of images like those that it was trained on"
     )
     parser.add_argument("--sampler", choices=["ddim", "dpmpp_2m"], default="ddim", help="for --pipeline")
-    parser.add_argument("--out", type=pathlib.Path, default=RESULTS, help="folder of the result files")
-    parser.add_argument("--count", type=int, default=10_000, help=f"samples, a multiple of {sampling.BATCH}")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--nfe", type=int, nargs="+", default=list(NFE))
+    parser.add_argument("--out", type=pathlib.Path, help="folder of the result files; own needs one")
+    least = scores.NEIGHBOURS + 1
+    parser.add_argument("--count", type=at_least(least), default=10_000, help=f"samples, at least {least}")
+    parser.add_argument("--seeds", type=at_least(0), nargs="+", default=[0, 1, 2])
+    parser.add_argument("--nfe", type=at_least(1), nargs="+", default=list(NFE))
     parser.add_argument("--strategies", nargs="+", help="default: all")
-    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--processes", type=at_least(1), default=2)
     parser.add_argument("--compile", action="store_true", help="needs a C++ compiler; about twice as fast")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--minutes", type=float, default=1e6, help="start no cell after this")
-    return parser.parse_args()
+    found = parser.parse_args()
+    for name in ("seeds", "nfe"):  # each cell once
+        setattr(found, name, list(dict.fromkeys(getattr(found, name))))
+    return found
 
 
 def setup_of(arguments: argparse.Namespace) -> sampling.Setup:
     """The committed setup, or the user's own."""
     if arguments.setup != "own":
+        arguments.out = arguments.out or RESULTS
         return sampling.SETUPS[arguments.setup]
     for name in ("pipeline", "images"):
         folder = getattr(arguments, name)
         if folder is None or not folder.is_dir():
             raise SystemExit(f"own needs --{name}, a folder that exists; got {folder}")
+    if arguments.out is None or arguments.out.resolve() == RESULTS.resolve():
+        raise SystemExit("own needs --out, a folder for its result files; results/ holds the committed ones")
     name = f"{arguments.pipeline.resolve().name}-{arguments.sampler}"
     return sampling.Setup(name, str(arguments.pipeline), str(arguments.images), arguments.sampler)
 
@@ -201,7 +219,7 @@ def main() -> None:
     torch.set_num_threads(1)
     setup = setup_of(arguments)
     s = measured.situation(setup, arguments.out, arguments.device)
-    about = {"setup": setup.name, "model": setup.model_name, "sampler": setup.sampler}
+    about = {"setup": setup.name, "model": setup.model_name, "sampler": setup.sampler} | setup.made_from
     keys = ("strategy", "nfe", "seed", "count")
     there = Store(arguments.out / f"samples-{setup.name}.json", keys, about, PACKAGES)
     run(setup, cells(s, arguments, there), there, arguments)
