@@ -1,5 +1,6 @@
 """What the experiments on networks committed: weights that are small and good, an answer that is current."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -57,6 +58,32 @@ def test_a_half_done_number_of_evaluations_is_not_shown():
         for name in names
     ]
     assert list(answer.survey(rows)) == [3, 4]
+
+
+def test_what_failed_is_left_out_and_named():
+    import answer
+    import answer_text
+
+    shown = (*answer.DISTANCES, "precision", "coverage", "recall", "confidence", "class_shift")
+    cells = [
+        {"strategy": name, "nfe": nfe, "seed": seed, "count": 10}
+        for nfe, name, seed in itertools.product((3, 4), "abcd", (1, 2, 3))
+    ]
+    rows = [cell | dict.fromkeys(shown, float(cell["seed"])) for cell in cells]
+    assert answer.failures(rows) == {}
+    for k in (0, 2, 5):  # at NFE 3 a of seeds 1 and 3, b of seed 3
+        rows[k] = cells[k] | {"failed": "samples are not finite"}
+    tables = {nfe: list(table) for nfe, table in answer.survey(rows).items()}
+    assert tables == {3: ["b", "c", "d"], 4: ["a", "b", "c", "d"]}  # NFE 3 is shown: a was run there
+    means = {(line["nfe"], line["strategy"]): line["fd_features"][0] for line in answer.finals(rows)}
+    complete = {(3, "c"): 2.0, (3, "d"): 2.0} | {(4, name): 2.0 for name in "abcd"}
+    assert means == complete | {(3, "b"): 1.5}
+    failed = answer.failures(rows)
+    said = "Not finite, and in no table: the samples of 3 cells, a (NFE 3 seed 1, NFE 3 seed 3); b (NFE 3 seed 3)."
+    answers = json.loads((HERE / "results" / "answer.json").read_text(encoding="utf-8"))
+    setup = answers["setups"]["mnist-edm-ddim"]
+    text = answer_text.setup_text("x", setup)
+    assert answer_text.setup_text("x", setup | failed) == f"{text}\n\n{said}"
 
 
 def test_the_answer_is_that_of_the_committed_results():

@@ -73,8 +73,9 @@ def work(cell: dict[str, Any]) -> dict[str, Any]:
     start = time.monotonic()
     found = drawn(np.array(cell["sigmas"]), cell)
     seconds = round(time.monotonic() - start, 1)
-    if not np.isfinite(found).all():
-        return cell | {"failed": "samples are not finite"}
+    for name, images in (("samples", found), ("the teacher's samples", exact)):
+        if not np.isfinite(images).all():
+            return cell | {"failed": f"{name} are not finite"}
     gap = np.square(found[: len(exact)].astype(np.float64) - exact).sum((1, 2, 3)).mean()
     return (
         cell | WORKER["scorer"].scores(found, exact_normal) | {"to_teacher": float(gap), "seconds": seconds}
@@ -130,6 +131,15 @@ def cells(s: strategies.Situation, arguments: argparse.Namespace, there: Store) 
                     print(f"NFE {nfe}, {name}: no levels: {error}", flush=True)
 
 
+def line_of(row: dict[str, Any]) -> str:
+    """What is printed of a row."""
+    cell = f"seed {row['seed']}  NFE {row['nfe']:2d}  {row['strategy']:24s}"
+    if "failed" in row:
+        return f"{cell}  failed: {row['failed']}"
+    distances = f"FD {row['fd_features']:9.3f}  to teacher {row['to_teacher']:8.3f}"
+    return f"{cell}  {distances}  {row['seconds']:6.1f} s"
+
+
 def run(
     setup: sampling.Setup, todo: Iterator[dict[str, Any]], there: Store, arguments: argparse.Namespace
 ) -> None:
@@ -151,15 +161,8 @@ def run(
             for future in finished:
                 row = future.result()
                 done += 1
-                if "failed" in row:
-                    print(f"{done:5d}  NFE {row['nfe']}  {row['strategy']}: {row['failed']}", flush=True)
-                    continue
                 there.add(row)
-                print(
-                    f"{done:5d}  seed {row['seed']}  NFE {row['nfe']:2d}  {row['strategy']:24s}"
-                    f"  FD {row['fd_features']:9.3f}  to teacher {row['to_teacher']:8.3f}  {row['seconds']:6.1f} s",
-                    flush=True,
-                )
+                print(f"{done:5d}  {line_of(row)}", flush=True)
 
 
 def at_least(least: int) -> Callable[[str], int]:

@@ -37,7 +37,11 @@ class Store:
         self, path: pathlib.Path, keys: tuple[str, ...], about: dict[str, Any], packages: tuple[str, ...]
     ):
         self.path, self.keys = path, keys
-        found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else about | {"runs": [], "rows": []}
+        found = (
+            json.loads(path.read_text(encoding="utf-8"))
+            if path.exists()
+            else about | {"runs": [], "rows": []}
+        )
         self.runs, self.rows, self.about = found.pop("runs"), found.pop("rows"), about
         check_about(path, found, about)
         description = machine.description()
