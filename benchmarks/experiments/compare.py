@@ -5,9 +5,13 @@
     python benchmarks/experiments/compare.py own --pipeline FOLDER --images FOLDER --out FOLDER [--sampler dpmpp_2m]
 
 The first form runs a committed model, the second a diffusers pipeline of your own (see pipelines.py). Adds what is
-missing to results/samples-<setup>.json, or to such a file in --out. First it measures the spectrum of the images and the model's denoising errors,
-from which the effective spectrum follows (results/measured-<model>.json). The noise of a seed is the same for every
-strategy.
+missing to samples-<setup>.json in results/ or --out. First it measures the spectrum of the images and the model's
+denoising errors, from which the effective spectrum follows (measured-<model>.json). The noise of a seed is the same for
+every strategy.
+
+"to_teacher" and "fd_teacher" compare with what the network makes of the same noise in 64 steps. These start at the
+schedule's first level for the committed models, and for your own at the greatest level where the network beats the
+mean of the data, which the file names as "teacher_from": all rows of a file have the same teacher.
 """
 
 from __future__ import annotations
@@ -48,14 +52,14 @@ def end_with_parent() -> None:
         os._exit(1)
 
 
-def start_worker(setup: sampling.Setup, compiled: bool, device: str) -> None:
+def start_worker(setup: sampling.Setup, compiled: bool, device: str, first: float | None) -> None:
     """Load the model and the scorer once for each process."""
     threading.Thread(target=end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     images = setup.images()
     model = sampling.ready(setup, device=device, compiled=compiled)
     WORKER["run"] = sampling.runner(setup, model, device)
-    WORKER["schedule"] = setup.schedule
+    WORKER["schedule"], WORKER["first"] = setup.schedule, first
     WORKER["scorer"] = scores.Scorer(images)
     WORKER["shape"], WORKER["device"] = images.training.shape[1:], device
 
@@ -88,7 +92,8 @@ def teacher(cell: dict[str, Any]) -> tuple[NDArray[np.float32], scores.Normal]:
     key = cell["seed"], count
     if WORKER.get("key") != key:
         schedule = WORKER["schedule"]
-        sigmas = strategies.on_table(schedule, discretize.tangent(schedule, TEACHER, sigma_min=0.0))
+        levels = discretize.tangent(schedule, TEACHER, sigma_min=0.0, sigma_max=WORKER["first"])
+        sigmas = strategies.on_table(schedule, levels)
         exact = drawn(sigmas, cell | {"count": count})
         WORKER["key"], WORKER["teacher"] = key, (exact, WORKER["scorer"].normal(exact))
     return WORKER["teacher"]
@@ -146,7 +151,7 @@ def run(
     """Hand the cells to the processes, two each at most, and keep every row as it comes."""
     deadline = time.monotonic() + 60 * arguments.minutes
     context = multiprocessing.get_context("spawn")
-    initial = (setup, arguments.compile, arguments.device)
+    initial = (setup, arguments.compile, arguments.device, there.about.get("teacher_from"))
     with ProcessPoolExecutor(arguments.processes, context, start_worker, initial) as pool:
         waiting: set[Future[dict[str, Any]]] = set()
         done = 0
@@ -223,6 +228,8 @@ def main() -> None:
     setup = setup_of(arguments)
     s = measured.situation(setup, arguments.out, arguments.device)
     about = {"setup": setup.name, "model": setup.model_name, "sampler": setup.sampler} | setup.made_from
+    if setup.pipeline is not None:
+        about["teacher_from"] = s.useful_max
     keys = ("strategy", "nfe", "seed", "count")
     there = Store(arguments.out / f"samples-{setup.name}.json", keys, about, PACKAGES)
     run(setup, cells(s, arguments, there), there, arguments)
