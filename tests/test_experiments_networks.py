@@ -294,6 +294,23 @@ def test_the_store_adds_what_is_missing_and_keeps_the_rest(tmp_path):
     assert found["setup"] == "s"
     assert {"cpu", "commit", "date"} <= set(found["runs"][0])
     assert [file.name for file in tmp_path.iterdir()] == ["rows.json"]
+    for about in ({"setup": "other"}, {"setup": "s", "images": "some"}, {}):
+        with pytest.raises(SystemExit, match=r"rows\.json was made from something else"):
+            store.Store(path, ("name", "nfe"), about, ("torch",))
+
+
+def test_the_committed_results_are_those_of_their_setups():
+    import sampling
+    import store
+
+    for setup in sampling.SETUPS.values():
+        for kind, more in (
+            ("samples", {"model": setup.model_name, "sampler": setup.sampler}),
+            ("found", {}),
+        ):
+            path = store.RESULTS / f"{kind}-{setup.name}.json"
+            opened = store.Store(path, ("strategy", "nfe"), {"setup": setup.name} | more, ())
+            assert not path.exists() or opened.rows
 
 
 def test_the_effective_spectrum_leaves_out_where_the_network_is_of_no_use():

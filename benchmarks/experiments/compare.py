@@ -227,9 +227,9 @@ def main() -> None:
     torch.set_num_threads(1)
     setup = setup_of(arguments)
     s = measured.situation(setup, arguments.out, arguments.device)
-    about = {"setup": setup.name, "model": setup.model_name, "sampler": setup.sampler} | setup.made_from
+    about: dict[str, Any] = {"setup": setup.name, "model": setup.model_name, "sampler": setup.sampler}
     if setup.pipeline is not None:
-        about["teacher_from"] = s.useful_max
+        about |= setup.made_from | {"teacher_from": s.useful_max}
     keys = ("strategy", "nfe", "seed", "count")
     there = Store(arguments.out / f"samples-{setup.name}.json", keys, about, PACKAGES)
     run(setup, cells(s, arguments, there), there, arguments)
