@@ -62,13 +62,31 @@ def searched_costs(name: str) -> dict[str, dict[str, int]]:
 
 
 def survey(rows: list[Row]) -> dict[int, dict[str, Row]]:
-    """By number of evaluations and strategy: of each number the cells of the seed and count that has most."""
+    """By number of evaluations and strategy: of each number the cells of the seed and count that has most.
+
+    Cells that failed count as there, but are left out.
+    """
     groups: dict[int, dict[tuple[int, int], dict[str, Row]]] = defaultdict(lambda: defaultdict(dict))
     for row in rows:
         groups[row["nfe"]][row["count"], row["seed"]][row["strategy"]] = row
     found = {nfe: max(groups[nfe].values(), key=len) for nfe in sorted(groups)}
     most = max(map(len, found.values()), default=0)
-    return {nfe: table for nfe, table in found.items() if len(table) >= COMPLETE * most}
+    finite = {nfe: without_failed(table) for nfe, table in found.items() if len(table) >= COMPLETE * most}
+    return {nfe: table for nfe, table in finite.items() if table}
+
+
+def without_failed(table: dict[str, Row]) -> dict[str, Row]:
+    """The strategies whose samples could be scored."""
+    return {name: row for name, row in table.items() if "failed" not in row}
+
+
+def failures(rows: list[Row]) -> Row:
+    """Strategies whose samples were not finite, with their cells; nothing where there are none."""
+    found: dict[str, list[list[int]]] = defaultdict(list)
+    for row in rows:
+        if "failed" in row:
+            found[row["strategy"]].append([row["nfe"], row["seed"], row["count"]])
+    return {"failed": dict(sorted(found.items()))} if found else {}
 
 
 def finals(rows: list[Row]) -> list[Row]:
@@ -76,7 +94,7 @@ def finals(rows: list[Row]) -> list[Row]:
     groups: dict[tuple[int, str, int], list[Row]] = defaultdict(list)
     most = max((row["count"] for row in rows), default=0)
     for row in rows:
-        if row["count"] == most:
+        if row["count"] == most and "failed" not in row:
             groups[row["count"], row["strategy"], row["nfe"]].append(row)
     found = []
     for (count, strategy, nfe), cells in sorted(groups.items()):
@@ -171,7 +189,7 @@ def summary(setup: sampling.Setup) -> Row:
         "searched": searched_costs(setup.name),
         "final": finals(rows),
         "survey": {str(nfe): surveyed(setup, s, table) for nfe, table in survey(rows).items()},
-    }
+    } | failures(rows)
 
 
 def regrets(setups: dict[str, Row], score: str) -> dict[str, Row]:

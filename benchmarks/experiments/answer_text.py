@@ -255,6 +255,16 @@ def evidence(result: Row) -> str:
     return "\n\n".join(sentences)
 
 
+def failed_text(failed: Row) -> str:
+    """How many cells have samples that are not finite, and which."""
+    parts = [
+        f"{name} ({', '.join(f'NFE {nfe} seed {seed}' for nfe, seed, _ in cells)})"
+        for name, cells in failed.items()
+    ]
+    count = sum(map(len, failed.values()))
+    return f"Not finite, and in no table: the samples of {count} cells, {'; '.join(parts)}."
+
+
 def setup_text(name: str, setup: Row) -> str:
     """One setup."""
     counts = [len(ratios(part)) for part in setup["survey"].values()]
@@ -287,6 +297,8 @@ def setup_text(name: str, setup: Row) -> str:
             f"Mean over {one['seeds']} other seeds, {one['count']:,} samples each (±: deviation between seeds):",
             final_table(setup),
         ]
+    if "failed" in setup:
+        parts.append(failed_text(setup["failed"]))
     return "\n\n".join(parts)
 
 

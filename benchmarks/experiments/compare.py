@@ -2,12 +2,16 @@
 
     python benchmarks/experiments/compare.py mnist-edm-ddim [--count 10000] [--seeds 0 1 2] [--nfe 3 4 5 6 8 10 15 20]
         [--strategies NAME ...] [--processes 2] [--compile] [--minutes M]
-    python benchmarks/experiments/compare.py own --pipeline FOLDER --images FOLDER [--sampler dpmpp_2m] [--out FOLDER]
+    python benchmarks/experiments/compare.py own --pipeline FOLDER --images FOLDER --out FOLDER [--sampler dpmpp_2m]
 
 The first form runs a committed model, the second a diffusers pipeline of your own (see pipelines.py). Adds what is
-missing to results/samples-<setup>.json. First it measures the spectrum of the images and the model's denoising errors,
-from which the effective spectrum follows (results/measured-<model>.json). The noise of a seed is the same for every
-strategy.
+missing to samples-<setup>.json in results/ or --out. First it measures the spectrum of the images and the model's
+denoising errors, from which the effective spectrum follows (measured-<model>.json). The noise of a seed is the same for
+every strategy.
+
+"to_teacher" and "fd_teacher" compare with what the network makes of the same noise in 64 steps. These start at the
+schedule's first level for the committed models, and for your own at the greatest level where the network beats the
+mean of the data, which the file names as "teacher_from": all rows of a file have the same teacher.
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ import os
 import pathlib
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from typing import Any
 
@@ -48,14 +52,14 @@ def end_with_parent() -> None:
         os._exit(1)
 
 
-def start_worker(setup: sampling.Setup, compiled: bool, device: str) -> None:
+def start_worker(setup: sampling.Setup, compiled: bool, device: str, first: float | None) -> None:
     """Load the model and the scorer once for each process."""
     threading.Thread(target=end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     images = setup.images()
     model = sampling.ready(setup, device=device, compiled=compiled)
     WORKER["run"] = sampling.runner(setup, model, device)
-    WORKER["schedule"] = setup.schedule
+    WORKER["schedule"], WORKER["first"] = setup.schedule, first
     WORKER["scorer"] = scores.Scorer(images)
     WORKER["shape"], WORKER["device"] = images.training.shape[1:], device
 
@@ -73,8 +77,9 @@ def work(cell: dict[str, Any]) -> dict[str, Any]:
     start = time.monotonic()
     found = drawn(np.array(cell["sigmas"]), cell)
     seconds = round(time.monotonic() - start, 1)
-    if not np.isfinite(found).all():
-        return cell | {"failed": "samples are not finite"}
+    for name, images in (("samples", found), ("the teacher's samples", exact)):
+        if not np.isfinite(images).all():
+            return cell | {"failed": f"{name} are not finite"}
     gap = np.square(found[: len(exact)].astype(np.float64) - exact).sum((1, 2, 3)).mean()
     return (
         cell | WORKER["scorer"].scores(found, exact_normal) | {"to_teacher": float(gap), "seconds": seconds}
@@ -87,7 +92,8 @@ def teacher(cell: dict[str, Any]) -> tuple[NDArray[np.float32], scores.Normal]:
     key = cell["seed"], count
     if WORKER.get("key") != key:
         schedule = WORKER["schedule"]
-        sigmas = strategies.on_table(schedule, discretize.tangent(schedule, TEACHER, sigma_min=0.0))
+        levels = discretize.tangent(schedule, TEACHER, sigma_min=0.0, sigma_max=WORKER["first"])
+        sigmas = strategies.on_table(schedule, levels)
         exact = drawn(sigmas, cell | {"count": count})
         WORKER["key"], WORKER["teacher"] = key, (exact, WORKER["scorer"].normal(exact))
     return WORKER["teacher"]
@@ -130,13 +136,22 @@ def cells(s: strategies.Situation, arguments: argparse.Namespace, there: Store) 
                     print(f"NFE {nfe}, {name}: no levels: {error}", flush=True)
 
 
+def line_of(row: dict[str, Any]) -> str:
+    """What is printed of a row."""
+    cell = f"seed {row['seed']}  NFE {row['nfe']:2d}  {row['strategy']:24s}"
+    if "failed" in row:
+        return f"{cell}  failed: {row['failed']}"
+    distances = f"FD {row['fd_features']:9.3f}  to teacher {row['to_teacher']:8.3f}"
+    return f"{cell}  {distances}  {row['seconds']:6.1f} s"
+
+
 def run(
     setup: sampling.Setup, todo: Iterator[dict[str, Any]], there: Store, arguments: argparse.Namespace
 ) -> None:
     """Hand the cells to the processes, two each at most, and keep every row as it comes."""
     deadline = time.monotonic() + 60 * arguments.minutes
     context = multiprocessing.get_context("spawn")
-    initial = (setup, arguments.compile, arguments.device)
+    initial = (setup, arguments.compile, arguments.device, there.about.get("teacher_from"))
     with ProcessPoolExecutor(arguments.processes, context, start_worker, initial) as pool:
         waiting: set[Future[dict[str, Any]]] = set()
         done = 0
@@ -151,15 +166,19 @@ def run(
             for future in finished:
                 row = future.result()
                 done += 1
-                if "failed" in row:
-                    print(f"{done:5d}  NFE {row['nfe']}  {row['strategy']}: {row['failed']}", flush=True)
-                    continue
                 there.add(row)
-                print(
-                    f"{done:5d}  seed {row['seed']}  NFE {row['nfe']:2d}  {row['strategy']:24s}"
-                    f"  FD {row['fd_features']:9.3f}  to teacher {row['to_teacher']:8.3f}  {row['seconds']:6.1f} s",
-                    flush=True,
-                )
+                print(f"{done:5d}  {line_of(row)}", flush=True)
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """A type of whole numbers for argparse."""
+
+    def number(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"must be a whole number, {least} or more, got {text}")
+        return int(text)
+
+    return number
 
 
 def parsed() -> argparse.Namespace:
@@ -172,26 +191,33 @@ def parsed() -> argparse.Namespace:
         "--images", type=pathlib.Path, help="folder of images like those that it was trained on"
     )
     parser.add_argument("--sampler", choices=["ddim", "dpmpp_2m"], default="ddim", help="for --pipeline")
-    parser.add_argument("--out", type=pathlib.Path, default=RESULTS, help="folder of the result files")
-    parser.add_argument("--count", type=int, default=10_000, help=f"samples, a multiple of {sampling.BATCH}")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--nfe", type=int, nargs="+", default=list(NFE))
+    parser.add_argument("--out", type=pathlib.Path, help="folder of the result files; own needs one")
+    least = scores.NEIGHBOURS + 1
+    parser.add_argument("--count", type=at_least(least), default=10_000, help=f"samples, at least {least}")
+    parser.add_argument("--seeds", type=at_least(0), nargs="+", default=[0, 1, 2])
+    parser.add_argument("--nfe", type=at_least(1), nargs="+", default=list(NFE))
     parser.add_argument("--strategies", nargs="+", help="default: all")
-    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--processes", type=at_least(1), default=2)
     parser.add_argument("--compile", action="store_true", help="needs a C++ compiler; about twice as fast")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--minutes", type=float, default=1e6, help="start no cell after this")
-    return parser.parse_args()
+    found = parser.parse_args()
+    for name in ("seeds", "nfe"):  # each cell once
+        setattr(found, name, list(dict.fromkeys(getattr(found, name))))
+    return found
 
 
 def setup_of(arguments: argparse.Namespace) -> sampling.Setup:
     """The committed setup, or the user's own."""
     if arguments.setup != "own":
+        arguments.out = arguments.out or RESULTS
         return sampling.SETUPS[arguments.setup]
     for name in ("pipeline", "images"):
         folder = getattr(arguments, name)
         if folder is None or not folder.is_dir():
             raise SystemExit(f"own needs --{name}, a folder that exists; got {folder}")
+    if arguments.out is None or arguments.out.resolve() == RESULTS.resolve():
+        raise SystemExit("own needs --out, a folder for its result files; results/ holds the committed ones")
     name = f"{arguments.pipeline.resolve().name}-{arguments.sampler}"
     return sampling.Setup(name, str(arguments.pipeline), str(arguments.images), arguments.sampler)
 
@@ -201,7 +227,9 @@ def main() -> None:
     torch.set_num_threads(1)
     setup = setup_of(arguments)
     s = measured.situation(setup, arguments.out, arguments.device)
-    about = {"setup": setup.name, "model": setup.model_name, "sampler": setup.sampler}
+    about: dict[str, Any] = {"setup": setup.name, "model": setup.model_name, "sampler": setup.sampler}
+    if setup.pipeline is not None:
+        about |= setup.made_from | {"teacher_from": s.useful_max}
     keys = ("strategy", "nfe", "seed", "count")
     there = Store(arguments.out / f"samples-{setup.name}.json", keys, about, PACKAGES)
     run(setup, cells(s, arguments, there), there, arguments)

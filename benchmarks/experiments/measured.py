@@ -11,6 +11,7 @@ import numpy as np
 import sampling
 import strategies
 from numpy.typing import NDArray
+from store import check_about
 
 import fastkl
 
@@ -86,9 +87,10 @@ def situation(setup: sampling.Setup, out: pathlib.Path, device: str = "cpu") -> 
     """Spectra of the data and of the model's errors."""
     path = path_of(setup, out)
     if not path.exists():
-        out.mkdir(exist_ok=True)
-        path.write_text(json.dumps(measure(setup, device)) + "\n", encoding="utf-8")
+        out.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(setup.made_from | measure(setup, device)) + "\n", encoding="utf-8")
     found = json.loads(path.read_text(encoding="utf-8"))
+    check_about(path, {key: found.get(key) for key in setup.made_from}, setup.made_from)
     covariance = covariance_of(found)
     effective = effective_spectrum(found)
     schedule, useful = setup.schedule, of_use(found)

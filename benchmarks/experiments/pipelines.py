@@ -7,6 +7,7 @@ model's size.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import pathlib
 from typing import Any, NoReturn
@@ -107,6 +108,17 @@ def load(folder: pathlib.Path) -> PipelineDenoiser:
     if prediction not in ("epsilon", "v_prediction"):
         refuse(folder, f"prediction_type must be 'epsilon' or 'v_prediction', got {prediction!r}")
     return PipelineDenoiser(unet, noise_schedule(folder), prediction, folder.name)
+
+
+def digest(*folders: pathlib.Path) -> str:
+    """Tells one content of folders from another: names and bytes of all files, not where the folders are."""
+    found = hashlib.sha256()
+    for folder in folders:
+        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+            with path.open("rb") as file:
+                content = hashlib.file_digest(file, "sha256").hexdigest()
+            found.update(f"{folder.name}/{path.relative_to(folder).as_posix()}\0{content}\n".encode())
+    return found.hexdigest()[:16]
 
 
 def images(folder: pathlib.Path, size: int, channels: int) -> data.Images:

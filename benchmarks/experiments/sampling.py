@@ -7,6 +7,7 @@ import math
 import pathlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import data
@@ -40,6 +41,19 @@ class Setup:
     def model_name(self) -> str:
         """The model's name in result files."""
         return self.model if self.pipeline is None else self.pipeline.resolve().name
+
+    @cached_property
+    def made_from(self) -> dict[str, str]:
+        """What results of a user's pipeline and images depend on; committed ones are known by their names."""
+        if self.pipeline is None:
+            return {}
+        import pipelines
+
+        images = pathlib.Path(self.data).resolve()
+        return {
+            "network": pipelines.digest(self.pipeline / "unet", self.pipeline / "scheduler"),
+            "images": f"{images.name} {pipelines.digest(images)}",
+        }
 
     @property
     def schedule(self) -> fastkl.NoiseSchedule:

@@ -20,6 +20,16 @@ def rows_in(path: pathlib.Path) -> list[dict[str, Any]]:
     return list(json.loads(path.read_text(encoding="utf-8"))["rows"]) if path.exists() else []
 
 
+def check_about(path: pathlib.Path, found: dict[str, Any], about: dict[str, Any]) -> None:
+    """End where a file was made from something else than what would now be added to it or taken from it."""
+    for key in found | about:
+        if found.get(key) != about.get(key):
+            raise SystemExit(
+                f"{path.name} was made from something else: its {key!r} is {found.get(key)!r}, here it is "
+                f"{about.get(key)!r}; give another --out or remove the file"
+            )
+
+
 class Store:
     """One JSON file: `runs` says on what machine rows were made, `rows` are the results."""
 
@@ -27,8 +37,13 @@ class Store:
         self, path: pathlib.Path, keys: tuple[str, ...], about: dict[str, Any], packages: tuple[str, ...]
     ):
         self.path, self.keys = path, keys
-        found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"runs": [], "rows": []}
-        self.runs, self.rows, self.about = found["runs"], found["rows"], about
+        found = (
+            json.loads(path.read_text(encoding="utf-8"))
+            if path.exists()
+            else about | {"runs": [], "rows": []}
+        )
+        self.runs, self.rows, self.about = found.pop("runs"), found.pop("rows"), about
+        check_about(path, found, about)
         description = machine.description()
         description["versions"] |= {name: machine.version(name) for name in packages}  # type: ignore[operator]
         if description not in self.runs:
@@ -50,7 +65,7 @@ class Store:
         self.rows.sort(key=lambda row: [str(value).rjust(40) for value in self.key(row)])
         head = json.dumps(self.about | {"runs": self.runs}, indent=1)[:-2]
         lines = ",\n".join(json.dumps(row) for row in self.rows)
-        self.path.parent.mkdir(exist_ok=True)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         new = self.path.with_suffix(".new")
         new.write_text(f'{head},\n "rows": [\n{lines}\n]\n}}\n', encoding="utf-8")
         os.replace(new, self.path)

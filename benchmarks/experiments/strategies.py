@@ -5,6 +5,7 @@ For DDPM models all levels are moved to timesteps of the table, as pipelines tak
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -69,6 +70,7 @@ def searched(situation: Situation, spectrum: Spectrum, metric: str, steps: int) 
     return np.asarray(best.sigmas)
 
 
+@functools.cache  # the strategies that start where it does ask for it again
 def searched_start(
     situation: Situation, name: str, most: float, steps: int, metric: str = "w2", floor: float = 0.0
 ) -> Floats:
