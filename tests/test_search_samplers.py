@@ -215,14 +215,15 @@ def test_constraints_against_enumeration(rng, name, without_enumeration):
 def test_an_infinite_first_level(free):
     """A sampler that needs a finite one begins at another level if it may, else it is an error."""
     schedule = NoiseSchedule.from_alphas_cumprod(np.linspace(0.999, 0.0, 30))
-    assert search([1.0, 0.1], schedule, 3, "dpmpp_2m", free_start=free).candidates == math.comb(
+    data = Spectrum([1.0, 0.1], mean=[0.0, 0.0])
+    assert search(data, schedule, 3, "dpmpp_2m", free_start=free).candidates == math.comb(
         30 - (not free), 3 - (not free)
     )
     if not free:
         with pytest.raises(ValueError, match=r"^sampler = 'heun': needs a finite first level"):
-            search([1.0, 0.1], schedule, 3, "heun")
+            search(data, schedule, 3, "heun")
         return
-    best = search([1.0, 0.1], schedule, 3, "heun", free_start=True)
+    best = search(data, schedule, 3, "heun", free_start=True)
     assert np.isfinite(best.sigmas).all()
     assert best.candidates == math.comb(29, 3)
 
