@@ -2,13 +2,12 @@
 
 import copy
 import json
-import warnings
 
 import diffusers
 import numpy as np
 import pytest
 import torch
-from diffusers_runs import output_variance, output_w2
+from diffusers_runs import output_variance
 
 import fastkl
 from fastkl.integrations._classes import CLASSES
@@ -16,7 +15,6 @@ from fastkl.integrations._predict import predict
 from fastkl.integrations.diffusers import optimize, read
 
 torch.set_num_threads(1)
-WITH_MEAN = fastkl.Spectrum(np.geomspace(20.0, 0.005, 40), mean=np.linspace(1.0, -0.5, 40))
 LAMBDAS = np.array([0.01, 0.1, 1.0, 10.0, 100.0])
 SPECTRUM = fastkl.Spectrum(np.geomspace(20.0, 0.005, 40))
 SCALED = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
@@ -150,61 +148,6 @@ def test_the_best_schedule_is_set_and_is_worth_what_is_said(name, options, argum
     w2 = np.square(np.sqrt(variance) - np.sqrt(SPECTRUM.eigenvalues)).sum()
     # levels that are neighbours leave few digits to the float32 of the scheduler
     assert w2 == pytest.approx(best.value, rel=2e-3 if "Singlestep" in name else 1e-4)
-
-
-@pytest.mark.parametrize(("name", "options", "argument"), [
-    *(case for case in TAKERS if case[0] != "EDMEuler"),
-    ("EulerDiscrete", {"timestep_spacing": "leading"}, "timesteps"),
-    ("HeunDiscrete", {"timestep_spacing": "leading"}, "timesteps"),
-    ("EulerDiscrete", {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}, "timesteps"),
-])  # fmt: skip
-def test_a_free_start_is_set_and_is_worth_what_is_said(name, options, argument):
-    """The scheduler's own first noise and steps return the variance and the mean that are predicted."""
-    scheduler, mu = made(name, options)
-    best = optimize(scheduler, WITH_MEAN, 4, mu=mu, free_start=True)
-    assert best.value <= optimize(scheduler, WITH_MEAN, 4, mu=mu).value
-    best.apply(scheduler)
-    assert list(best.arguments) == [argument]
-    told_the_truth = (
-        name != "UniPCMultistep"
-    )  # whose timesteps are whole numbers; what it makes of the mean is not exact
-    tolerance = 2e-3 if "Singlestep" in name else 1e-4 if told_the_truth else 0.02
-    assert output_w2(scheduler, WITH_MEAN) == pytest.approx(best.value, rel=tolerance)
-    if (
-        told_the_truth and best.sigmas[-1] == 0.0
-    ):  # the library's own divergence, with the prior at that first level
-        value = fastkl.divergence(WITH_MEAN, best.sigmas, "w2", best.sampler, best.reading.prior)
-        assert best.value == pytest.approx(value, rel=tolerance)
-
-
-def test_a_free_start_is_lower_where_that_is_better():
-    for name, options in (("EulerDiscrete", {}), ("HeunDiscrete", {}), ("DDPM", {"clip_sample": False}),
-                          ("FlowMatchEulerDiscrete", {"shift": 3.0})):  # fmt: skip
-        scheduler, _ = made(name, options)
-        free, fixed = (optimize(scheduler, WITH_MEAN, 4, free_start=free) for free in (True, False))
-        assert free.sigmas[0] < 0.95 * fixed.sigmas[0]
-        assert free.value < 0.99 * fixed.value
-
-
-def test_one_step_from_a_free_start():
-    for name in ("EulerDiscrete", "HeunDiscrete", "DPMSolverMultistep"):
-        scheduler, _ = made(name, {})
-        best = optimize(scheduler, WITH_MEAN, 1, free_start=True, apply=True)
-        assert best.value == pytest.approx(output_w2(scheduler, WITH_MEAN), rel=1e-4)
-
-
-def test_a_free_start_is_refused_where_the_first_noise_does_not_follow_it():
-    message = "^free_start = True of EDMEulerScheduler: it draws its first noise with a standard deviation of 80.0062"
-    with pytest.raises(ValueError, match=message):
-        optimize(made("EDMEuler", {})[0], WITH_MEAN, 5, free_start=True)
-
-
-def test_a_free_start_without_a_mean_is_warned_of():
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", UserWarning)
-        optimize(made("EulerDiscrete", {})[0], SPECTRUM, 5, free_start=True)
-    messages = [str(warning.message) for warning in caught]
-    assert [text.startswith("free_start = True: spectrum has no mean") for text in messages] == [True]
 
 
 def test_flow_sigmas_are_shifted_once():

@@ -172,6 +172,11 @@ def optimize(
     >>> best = optimize(FlowMatchEulerDiscreteScheduler(shift=3.0), fastkl.Spectrum.power_law(1000, 1.0), steps=4)
     >>> len(best.arguments["sigmas"]), best.sigmas[-1]
     (4, np.float64(0.0))
+    >>> from diffusers import EulerDiscreteScheduler
+    >>> digits = fastkl.Spectrum.preset("digits")  # which has a mean
+    >>> best = optimize(EulerDiscreteScheduler(), digits, steps=4, free_start=True)
+    >>> best.arguments["timesteps"][0] < 999
+    True
     """
     check_options(options)
     reading = read(scheduler, mu=mu)
