@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from fastkl._cell_tables import cell_noise, cell_points
 from fastkl._gauss import Jacobi
+from fastkl._validation import read_only
 from fastkl._worst_case import CountFamily, MeanFamily, Reference
 from fastkl.spectrum import Spectrum
 
@@ -42,6 +43,8 @@ def compressed(spectrum: Spectrum, rtol: float) -> Spectrum:
     if small.rtol > max(rtol, 2.0 * LEAST_RTOL):  # a narrow cluster, or a mean that outweighs the counts
         return spectrum
     small._rtol += spectrum.rtol
+    if small.mean is None and spectrum.mean is not None:  # zeros say that the mean is 0
+        small._mean = read_only(np.zeros(len(small)))
     return small
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastkl._dispatch import GUARD
-from fastkl._search_setting import grid_levels
+from fastkl._search_setting import grid_levels, warn_of_missing_mean
 from fastkl._threads import run_all, thread_count
 from fastkl._validation import boolean, choice, integer
 from fastkl.evaluate import METRICS, PRIORS, divergence, refuse_zero_eigenvalue
@@ -195,7 +195,8 @@ def exhaustive(
     prior : {"vp", "ve", "flow", "exact"}, optional
         Variance of the first state. Default: the schedule's own.
     free_start : bool
-        Whether the first level may be any. Default: the noisiest.
+        Whether the first level may be any. Default: the noisiest. A spectrum without a mean makes a UserWarning, as in
+        `search`.
     grid : int
         Number of levels of a continuous schedule, at least 2.
     first_rank : int
@@ -261,6 +262,8 @@ def exhaustive(
     begin, end = checked_range(first_rank, count, choices.total)
     keep = integer("keep", keep, maximum=MOST_KEPT)
     threads = thread_count(num_threads)
+    if free_start:
+        warn_of_missing_mean(spectrum)
     ranks = best_ranks(data, choices, metric, prior, (begin, end), keep, threads)
     sigmas = np.stack([choices.sigmas(rank) for rank in ranks])
     values = divergence(data, sigmas, metric, prior=prior, num_threads=threads)

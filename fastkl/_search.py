@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 from fastkl._sampler_base import Sampler
 from fastkl._search_problem import Problem
 from fastkl._search_result import SearchResult
-from fastkl._search_setting import Setting, combined, several, weights_of
+from fastkl._search_setting import Setting, combined, several, warn_of_missing_mean, weights_of
 from fastkl._step_problem import StepProblem, can_be_proved
 from fastkl._validation import boolean, choice, integer, real_number
 from fastkl.evaluate import METRICS, PRIORS, refuse_zero_eigenvalue
@@ -79,6 +79,8 @@ def search(
         a prior's mismatch cancels most of what the steps lose.
     free_start : bool
         Whether the first level may be any; the prior's mismatch and the mean are counted. Default: the noisiest.
+        A spectrum without a mean makes a UserWarning: counted as 0, it lets the first level come out too low. Zeros
+        say that the mean is 0.
         Starts are searched one by one, and it takes ten times as long. Where a prior's mismatch and the losses have
         opposite signs for many eigenvalues (`vp` and `flow` with `reverse_kl`), mixtures of paths can look better than
         any path: then nothing is proved, and the choice can be some percent from the best.
@@ -159,6 +161,8 @@ def search(
     spacing = integer("min_spacing", min_spacing)
     setting = Setting(schedule, grid, data.eigenvalues, metric, prior, free_start, visit, spacing)
     wanted = step_numbers(setting, steps)
+    if free_start:
+        warn_of_missing_mean(spectrum)
     solve = solver(spectrum, data, shares, setting, sampler, combine)
     results = [solve(n, prove, limit) for n in wanted]
     return results if is_several(steps) else results[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from fastkl._validation import integer, real_array, real_number
 from fastkl.schedule import NoiseSchedule
 from fastkl.spectrum import Spectrum, as_spectrum
 
-__all__ = ["Setting", "combined", "grid_levels", "several", "weights_of"]
+__all__ = ["Setting", "combined", "grid_levels", "several", "warn_of_missing_mean", "weights_of"]
 
 Array = NDArray[np.float64]
 
@@ -187,6 +188,20 @@ def several(spectrum: Any) -> bool:
     return (
         isinstance(spectrum, Sequence) and bool(spectrum) and all(isinstance(s, Spectrum) for s in spectrum)
     )
+
+
+def warn_of_missing_mean(spectrum: Any) -> None:
+    """Warn the caller of the public function that calls this, where the first level is chosen, of a mean not given."""
+    names = [f"spectrum[{i}]" for i in range(len(spectrum))] if several(spectrum) else ["spectrum"]
+    for name, one in zip(names, spectrum if several(spectrum) else [spectrum], strict=True):
+        if not isinstance(one, Spectrum) or one.mean is None:
+            warnings.warn(
+                f"free_start = True: {name} has no mean, which counts as 0 then, and the first level may come out far "
+                "too low; pass Spectrum(..., mean=...), of zeros where the mean is 0",
+                UserWarning,
+                stacklevel=3,
+            )
+            return
 
 
 def weights_of(spectrum: Any, weights: ArrayLike | None) -> Array:

@@ -43,7 +43,8 @@ class Spectrum(SpectrumSources):
         one each.
     mean : array_like, shape (d,), optional
         Mean of the data along the directions (data units), at most 1e15 in magnitude. With `counts`, *each*
-        of the ``counts[i]`` directions has the mean ``mean[i]``. Default: no mean, which counts as 0.
+        of the ``counts[i]`` directions has the mean ``mean[i]``. Default: no mean, which counts as 0; `search` warns
+        of it where the mean matters, and takes zeros as the statement that it is 0.
 
     Raises
     ------

@@ -20,11 +20,11 @@ def load():
     return importlib.import_module("k_diffusion.sampling")
 
 
-def denoiser(eigenvalues):
+def denoiser(eigenvalues, mean=0.0):
     """The exact network of Gaussian data, one pixel for each eigenvalue."""
-    variances = torch.tensor(eigenvalues, dtype=torch.float64)
+    variances, centre = (torch.tensor(values, dtype=torch.float64) for values in (eigenvalues, mean))
 
     def model(x, sigma, **extra):
-        return x * variances / (variances + sigma.double()[:, None, None, None] ** 2)
+        return centre + (x - centre) * variances / (variances + sigma.double()[:, None, None, None] ** 2)
 
     return model

@@ -28,7 +28,8 @@ def random_spectrum(rng, kind=None, full=None):
     }[kind]()
     counted, moved = rng.random(2) < 0.4 if full is None else (full, full)
     counts = np.exp(rng.normal(size=len(values))) if counted else None
-    return Spectrum(values, counts, rng.normal(0, 10 ** rng.uniform(-2, 1), len(values)) if moved else None)
+    mean = rng.normal(0, 10 ** rng.uniform(-2, 1), len(values)) if moved else np.zeros(len(values))
+    return Spectrum(values, counts, mean)
 
 
 def random_schedule(rng, size, kind=None):

@@ -29,7 +29,7 @@ def numbers(out, name):
 
 @pytest.mark.parametrize("metric", ["kl", "reverse_kl", "w2"])
 def test_result_is_the_best_of_all_choices(capsys, metric):
-    report = document(capsys, "search", *SMALL, "--steps", "3", "--metric", metric)
+    report = document(capsys, "search", *SMALL, "--steps", "3", "--metric", metric, "--no-free-start")
     (best,) = report["results"]
     choices = np.array([(29, *sorted(rest, reverse=True)) for rest in combinations(range(29), 2)])
     levels = np.concatenate([SCHEDULE.sigmas(choices), np.zeros((len(choices), 1))], axis=1)
@@ -50,7 +50,7 @@ def test_result_is_the_best_of_all_choices(capsys, metric):
 def test_numbers_of_steps(capsys, text, steps):
     report = document(capsys, "search", *SMALL, "--steps", text)
     assert [found["steps"] for found in report["results"]] == steps
-    found = fastkl.search(DIGITS, SCHEDULE, steps, metric="w2")
+    found = fastkl.search(DIGITS, SCHEDULE, steps, metric="w2", free_start=True)
     assert [row["value"] for row in report["results"]] == [best.value for best in found]
 
 
@@ -77,7 +77,7 @@ def test_every_option_reaches_the_library(capsys):
 def test_grid_of_a_continuous_schedule(capsys):
     report = document(capsys, "search", *EDM, "--steps", "4")
     (found,) = report["results"]
-    best = fastkl.search(DIGITS, NoiseSchedule.edm(), 4, metric="w2", grid=50)
+    best = fastkl.search(DIGITS, NoiseSchedule.edm(), 4, metric="w2", free_start=True, grid=50)
     assert (report["grid"], found["timesteps"]) == (50, None)
     assert found["sigmas"] == best.sigmas.tolist()
     assert NoiseSchedule.edm().sigmas(found["times"]) == pytest.approx(best.sigmas[:-1])
@@ -143,7 +143,8 @@ def test_standards_that_do_not_exist_are_left_out_with_a_reason(capsys, tmp_path
 
 
 def test_infinite_levels_are_valid_json(capsys):
-    report = document(capsys, "search", "--spectrum", "digits", "--schedule", "flow", "--steps", "3")
+    arguments = ("search", "--spectrum", "digits", "--schedule", "flow", "--steps", "3", "--no-free-start")
+    report = document(capsys, *arguments)
     assert report["results"][0]["sigmas"][0] == "inf"
     assert report["results"][0]["times"][0] == 1.0
 
@@ -153,13 +154,13 @@ def test_infinite_levels_are_valid_json(capsys):
 
 def test_levels_can_be_pasted(capsys):
     status, out, err = run(capsys, "search", *SMALL, "--steps", "5")
-    best = fastkl.search(DIGITS, SCHEDULE, 5, metric="w2")
+    best = fastkl.search(DIGITS, SCHEDULE, 5, metric="w2", free_start=True)
     assert (status, err) == (0, "")
     assert numbers(out, "timesteps") == best.timesteps.tolist()
     assert numbers(out, "sigmas") == best.sigmas.tolist()
     assert f"N = 5: w2 {best.value:.6g}, proved optimal\n" in out
     assert f"lower bound {best.lower_bound:.6g}\n" in out
-    assert f"{math.comb(29, 4):,} choices" in out
+    assert f"{math.comb(30, 5):,} choices" in out
     assert "uniform trailing" in out
     assert "refined" not in out
 
@@ -167,7 +168,7 @@ def test_levels_can_be_pasted(capsys):
 def test_levels_of_continuous_schedules_can_be_pasted(capsys):
     arguments = ("--spectrum", "digits", "--schedule", "flow", "--grid", "400", "--steps", "6")
     out = run(capsys, "search", *arguments)[1]
-    best = fastkl.search(DIGITS, NoiseSchedule.flow(), 6, metric="w2", grid=400)
+    best = fastkl.search(DIGITS, NoiseSchedule.flow(), 6, metric="w2", free_start=True, grid=400)
     assert numbers(out, "sigmas") == best.sigmas.tolist()
     assert numbers(out, "refined_sigmas") == best.refined_sigmas.tolist()
     assert NoiseSchedule.flow().sigmas(numbers(out, "times")) == pytest.approx(best.sigmas[:-1])
@@ -175,7 +176,7 @@ def test_levels_of_continuous_schedules_can_be_pasted(capsys):
         best.refined_sigmas[:-1]
     )
     assert "timesteps" not in out
-    assert f"{math.comb(399, 5) / 1e10:.2f}e10 choices" in out
+    assert f"{math.comb(400, 6) / 1e12:.2f}e12 choices" in out
 
 
 def test_what_is_not_proved_is_not_called_so(capsys):
@@ -198,7 +199,43 @@ def test_values_below_the_best_are_explained(capsys):
         True,
     )  # starts at 500, not 999
     assert "another first level (--free-start)" in out
-    assert "--free-start" not in run(capsys, *arguments, "--free-start")[1]
+    assert "another first level" not in run(capsys, *arguments, "--free-start")[1]
+
+
+@pytest.mark.parametrize("mean", [True, False])
+@pytest.mark.parametrize("metric", ["w2", "kl"])
+@pytest.mark.parametrize("option", [None, "--free-start", "--no-free-start"])
+def test_the_first_level_is_chosen_too_where_that_can_be_judged(capsys, tmp_path, option, metric, mean):
+    data = Spectrum(DIGITS.eigenvalues, mean=DIGITS.mean if mean else None)
+    np.savez(tmp_path / "data.npz", eigenvalues=data.eigenvalues, **({"mean": data.mean} if mean else {}))
+    arguments = [
+        "search",
+        "--spectrum",
+        str(tmp_path / "data.npz"),
+        *SMALL[2:],
+        "--steps",
+        "3",
+        "--metric",
+        metric,
+    ]
+    status, out, err = run(capsys, *arguments, *([option] if option else []), "--json")
+    report = json.loads(out)
+    free = option == "--free-start" or (option is None and metric == "w2" and mean)
+    line = {
+        "--free-start": "chosen too (--free-start)",
+        "--no-free-start": "the schedule's (--no-free-start)",
+        None: "chosen too (of least w2, --no-free-start keeps the schedule's)" if free else
+              "the schedule's (it is chosen for w2, not for kl, unless --free-start)" if metric == "kl" else
+              "the schedule's (the spectrum has no mean, so a lower one cannot be judged)",
+    }[option]  # fmt: skip
+    assert status == 0
+    assert (report["free_start"], report["first_level"]) == (free, line)
+    zeros = Spectrum(data.eigenvalues, mean=data.mean if mean else np.zeros(len(data)))
+    best = fastkl.search(zeros, SCHEDULE, 3, metric=metric, free_start=free)
+    assert report["results"][0]["timesteps"] == best.timesteps.tolist()
+    warned = "fastkl: warning: free_start = True: spectrum has no mean"
+    assert err.startswith(warned) if free and not mean else err == ""
+    assert f"\nfirst level: {line}\n" in run(capsys, *arguments, *([option] if option else []))[1]
 
 
 def test_standards_may_break_the_constraints_and_it_is_said(capsys):
@@ -291,7 +328,7 @@ ARGUMENTS = [
     ("--steps 1-999999999999", "must ascend and hold at most 100,000 numbers"),
     ("--steps 3,4,3", "argument --steps: '3,4,3': holds a number twice"),
     ("--steps 1001", "steps[0] = 1001: must be at most 1000"),
-    ("--schedule flow --steps 1", "steps[0] = 1: must be at least 2"),
+    ("--schedule flow --steps 1 --no-free-start", "steps[0] = 1: must be at least 2"),
     ("--metric fid", "argument --metric: invalid choice: 'fid'"),
     ("--prior none", "argument --prior: invalid choice: 'none'"),
     ("--time-limit 0", "time_limit = 0.0: must be above 0"),

@@ -11,9 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from k_diffusion_sampling import load
 
 import fastkl
 
+sampling = load()  # ComfyUI's samplers of these names are k-diffusion's
 FOLDER = Path(fastkl.__file__).parent / "integrations" / "comfyui_fastkl"
 
 
@@ -38,7 +40,16 @@ def node(tmp_path):
 
 
 class CONST:
-    """ComfyUI's mark of a model of flow matching."""
+    """ComfyUI's mark of a model of flow matching, whose x is (1 - sigma) data + sigma noise."""
+
+    noise_scale = 1.0
+
+    def noise_scaling(self, sigma, noise, latent_image, max_denoise=False):
+        return sigma * self.noise_scale * noise + (1.0 - sigma) * latent_image
+
+    def denoised(self, x, sigma, variances, mean):
+        centred = x - (1.0 - sigma) * mean
+        return mean + centred * (1.0 - sigma) * variances / ((1.0 - sigma) ** 2 * variances + sigma**2)
 
 
 class Sampling:
@@ -48,8 +59,14 @@ class Sampling:
         self.sigmas = torch.tensor(sigmas, dtype=torch.float32)
         self.sigma_min, self.sigma_max = self.sigmas[0], self.sigmas[-1]
 
+    def noise_scaling(self, sigma, noise, latent_image, max_denoise=False):
+        return noise * (torch.sqrt(1.0 + sigma**2) if max_denoise else sigma) + latent_image
 
-class FlowSampling(Sampling, CONST):
+    def denoised(self, x, sigma, variances, mean):
+        return mean + (x - mean) * variances / (variances + sigma**2)
+
+
+class FlowSampling(CONST, Sampling):
     pass
 
 
@@ -126,11 +143,92 @@ def test_models_of_flow_matching(node):
         call(node, model=FLUX, sampler="dpmpp_2m")
 
 
+DATA = fastkl.Spectrum(np.geomspace(20.0, 0.005, 30), mean=np.linspace(1.0, -0.5, 30))
+
+
+def ksampler(model, function, sigmas, scale, data):
+    """What ComfyUI's KSAMPLER.sample makes of an empty latent and noise of this scale, with the exact network."""
+    eigenvalues, mean = (torch.tensor(values.copy()) for values in (data.eigenvalues, data.mean))
+    mean = (
+        mean if scale == 0.0 else torch.zeros_like(mean)
+    )  # all is linear: of the mean and of the noise apart
+    first, top = float(sigmas[0]), float(model.sampling.sigma_max)
+    greatest = np.isclose(first, top, rtol=1e-5) or first > top  # ComfyUI's max_denoise
+    noise = torch.full((1, 1, 1, len(data)), scale, dtype=torch.float64)
+    x = model.sampling.noise_scaling(sigmas[0].double(), noise, torch.zeros_like(noise), greatest)
+
+    def network(x, sigma, **extra):
+        return model.sampling.denoised(x, sigma.double(), eigenvalues, mean)
+
+    return function(network, x, sigmas.double(), disable=True).flatten().numpy()
+
+
+def returned_w2(model, function, sigmas, data=DATA):
+    deviation, mean = (ksampler(model, function, sigmas, scale, data) for scale in (1.0, 0.0))
+    return np.square(np.abs(deviation) - np.sqrt(data.eigenvalues)).sum() + np.square(mean - data.mean).sum()
+
+
+@pytest.fixture
+def file(tmp_path):
+    np.savez(tmp_path / "data.npz", eigenvalues=DATA.eigenvalues, mean=DATA.mean)
+    return str(tmp_path / "data.npz")
+
+
+@pytest.mark.parametrize(("model", "sampler"), [
+    (STABLE_DIFFUSION, "euler"), (STABLE_DIFFUSION, "heun"), (STABLE_DIFFUSION, "dpm_2"), (STABLE_DIFFUSION, "lms"),
+    (STABLE_DIFFUSION, "dpmpp_2m"), (FLUX, "euler"), (FLUX, "heun"),
+])  # fmt: skip
+def test_a_free_start_returns_what_is_predicted(node, file, model, sampler):
+    """ComfyUI scales noise by the first level, and by sqrt(1 + sigma^2) where that is the model's noisiest."""
+    function = getattr(sampling, f"sample_{sampler}")
+    fixed, free = (
+        call(node, model=model, steps=4, sampler=sampler, spectrum_file=file, free_start=free)
+        for free in (False, True)
+    )
+    flow = model is FLUX
+    lower = bool(free[0] < model.sampling.sigma_max)
+    ratios = free.double().numpy()
+    if flow:
+        assert lower
+        ratios = ratios / (1.0 - ratios)
+    name = {"euler": "flow_euler", "heun": "flow_heun"}[sampler] if flow else sampler
+    predicted = fastkl.divergence(DATA, ratios, "w2", name, "ve" if lower else "vp")
+    assert returned_w2(model, function, free) == pytest.approx(predicted, rel=1e-5)
+    assert returned_w2(model, function, free) <= returned_w2(model, function, fixed)
+    assert lower or torch.equal(free, fixed)
+    assert all(level in model.sampling.sigmas for level in free[:-1])
+
+
+def test_a_free_start_is_lower_where_that_is_better(node, file):
+    function = sampling.sample_euler
+    for model in (STABLE_DIFFUSION, FLUX):
+        fixed, free = (
+            call(node, model=model, steps=3, spectrum_file=file, free_start=f) for f in (False, True)
+        )
+        assert free[0] < 0.95 * fixed[0]
+        assert returned_w2(model, function, free) < 0.98 * returned_w2(model, function, fixed)
+
+
+def test_a_free_start_is_refused_where_it_would_be_wrong(node, file):
+    with pytest.raises(ValueError, match=r"^denoise = 0\.5: must be 1 with free_start"):
+        call(node, spectrum_file=file, free_start=True, denoise=0.5)
+    other = Model(FlowSampling(3.0 * T / (1.0 + 2.0 * T)))
+    other.sampling.noise_scale = 2.0
+    with pytest.raises(
+        ValueError, match=r"^free_start = True: FlowSampling scales the first noise by 1\.5.* at level"
+    ):
+        call(node, model=other, spectrum_file=file, free_start=True)
+    with pytest.warns(UserWarning, match="^free_start = True: spectrum has no mean") as caught:
+        call(node, free_start=True)  # of a power law
+    assert len(caught) == 1
+
+
 def test_every_sampler_of_the_list(node):
     for sampler in node.INPUT_TYPES()["required"]["sampler"][0]:
-        sigmas = call(node, steps=5, sampler=sampler)
-        assert (sigmas[1:] < sigmas[:-1]).all()
-        assert len(sigmas) == 6
+        for options in ({}, {"free_start": True, "spectrum": "digits"}):
+            sigmas = call(node, steps=5, sampler=sampler, **options)
+            assert (sigmas[1:] < sigmas[:-1]).all()
+            assert len(sigmas) == 6
 
 
 def test_a_spectrum_from_a_file_takes_the_place_of_the_choice(node, tmp_path):

@@ -218,6 +218,15 @@ def test_weights_of_widely_different_sizes():
         assert fastkl.divergence(small, sigmas, prior="exact") == pytest.approx(exact, rel=1.1e-9)
 
 
+def test_a_mean_of_zeros_stays_one(rng):
+    values = np.exp(rng.normal(size=5000))
+    plain, zeros = Spectrum(values).compress(), Spectrum(values, mean=np.zeros(5000)).compress()
+    assert plain.mean is None
+    assert len(zeros) < 100
+    assert not zeros.mean.any()
+    assert zeros == plain
+
+
 def test_compression_is_kept_and_survives_copies():
     import pickle
 

@@ -338,6 +338,7 @@ def test_reading_and_optimising_leave_the_scheduler_alone():
     (lambda: optimize(made("EulerDiscrete", {})[0], SPECTRUM, 0), ValueError, "steps"),
     (lambda: optimize(made("EulerDiscrete", {})[0], SPECTRUM, 5, "l2"), ValueError, "metric = 'l2'"),
     (lambda: optimize(made("EulerDiscrete", {})[0], SPECTRUM, 5, prior="ve"), TypeError, "prior: is no option here"),
+    (lambda: optimize(made("EulerDiscrete", {})[0], SPECTRUM, 5, free_start=1), TypeError, "free_start: must be True"),
     (lambda: optimize(made("EulerDiscrete", {})[0], SPECTRUM, 5).apply(made("DDPM", {})[0]), TypeError,
      "scheduler: must be a EulerDiscreteScheduler, got DDPMScheduler"),
 ])  # fmt: skip

@@ -30,7 +30,7 @@ def spectrum(rng, size, zeros=0, full=True):
     values = 10 ** rng.uniform(-3, 3, size)
     values[:zeros] = 0.0
     counts = rng.uniform(0.5, 50, size) if full else None
-    return Spectrum(values, counts, rng.normal(size=size) if full else None)
+    return Spectrum(values, counts, rng.normal(size=size) if full else np.zeros(size))
 
 
 def all_sigmas(schedule, steps, free, grid=None, data=None):

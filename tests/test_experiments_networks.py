@@ -200,8 +200,8 @@ def test_cma_finds_levels_that_are_better_on_its_objective():
 def test_every_law_gives_levels_that_the_model_takes():
     import strategies
 
-    spectrum = fastkl.Spectrum([1.0, 0.1, 0.01], counts=[5, 20, 39])
-    effective = fastkl.Spectrum([1.0, 0.02, 0.0], counts=[5, 10, 49])
+    spectrum = fastkl.Spectrum([1.0, 0.1, 0.01], counts=[5, 20, 39], mean=np.zeros(3))
+    effective = fastkl.Spectrum([1.0, 0.02, 0.0], counts=[5, 10, 49], mean=np.zeros(3))
     for schedule in (fastkl.NoiseSchedule.edm(0.002, 80.0), fastkl.NoiseSchedule.ddpm_linear()):
         s = strategies.Situation(schedule, "ddim", spectrum, effective, 0.6, useful_max=20.0)
         table = None if schedule.num_train_timesteps is None else schedule.sigmas(np.arange(1000))

@@ -10,6 +10,7 @@ from fastkl.integrations.k_diffusion import SAMPLERS, get_sigmas_fastkl, levels_
 
 sampling = load()
 SPECTRUM = fastkl.Spectrum(np.geomspace(20.0, 0.005, 30))
+WITH_MEAN = fastkl.Spectrum(SPECTRUM.eigenvalues, mean=np.linspace(1.0, -0.5, 30))
 ENDS = (0.0292, 14.6146)
 STOCHASTIC = {"sample_euler_ancestral", "sample_dpmpp_sde", "sample_dpmpp_2m_sde", "sample_dpmpp_3m_sde"}
 
@@ -19,10 +20,20 @@ def w2(variance):
 
 
 def returned_variance(function, sigmas):
-    """Variance that a sampler of k-diffusion returns; its fresh noises are 1 in a row each."""
+    """Variance that a sampler of k-diffusion returns."""
+    return returned(function, sigmas, float(sigmas[0]), 0.0).square().sum(dim=0).flatten().numpy()
+
+
+def returned_mean(function, sigmas):
+    """Mean that it returns for the data WITH_MEAN."""
+    return returned(function, sigmas, 0.0, WITH_MEAN.mean.copy())[0].flatten().numpy()
+
+
+def returned(function, sigmas, start, mean):
+    """Rows that a sampler returns, the first from `start`; its fresh noises are 1 in a row each."""
     rows = 40
     x = torch.zeros((rows, 1, 1, len(SPECTRUM)), dtype=torch.float64)
-    x[0] = float(sigmas[0])
+    x[0] = start
     count = 0
 
     def noise(sigma, sigma_next):
@@ -33,8 +44,8 @@ def returned_variance(function, sigmas):
         return fresh
 
     options = {"noise_sampler": noise} if function.__name__ in STOCHASTIC else {}
-    out = function(denoiser(SPECTRUM.eigenvalues), x, sigmas.double(), disable=True, **options)
-    return out.square().sum(dim=0).flatten().numpy()
+    network = denoiser(SPECTRUM.eigenvalues.copy(), mean)
+    return function(network, x, sigmas.double(), disable=True, **options)
 
 
 def test_the_form_is_that_of_its_own_functions():
@@ -61,6 +72,39 @@ def test_its_samplers_return_the_predicted_variance_and_less_is_lost_than_by_its
         assert w2(variance) < w2(returned_variance(function, levels))
 
 
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_samplers_return_what_is_predicted_from_a_free_start(name):
+    """From noise of the deviation sigmas[0]; the data has a mean, which noise has not."""
+    function, sampler = getattr(sampling, name), fastkl.samplers.get(SAMPLERS[name])
+    if name == "sample_dpmpp_sde":
+        sampler = fastkl.samplers.dpmpp_sde(brownian=False)
+
+    def value(sigmas):
+        lost = returned_mean(function, sigmas) - WITH_MEAN.mean
+        return w2(returned_variance(function, sigmas)) + np.square(lost).sum()
+
+    fixed, free = (get_sigmas_fastkl(4, WITH_MEAN, *ENDS, sampler=name, free_start=f) for f in (False, True))
+    predicted = fastkl.divergence(WITH_MEAN, free.double().numpy(), "w2", sampler, "ve")
+    assert value(free) == pytest.approx(predicted, rel=1e-8)
+    assert ENDS[0] * (1 - 1e-6) <= free[-2] < free[0] <= ENDS[1] * (1 + 1e-6)
+    assert value(free) <= value(fixed) * (1 + 1e-5)  # of two local searches, in float32
+
+
+@pytest.mark.parametrize("name", ["sample_euler", "sample_heun", "sample_dpmpp_2m"])
+def test_a_free_start_is_lower_where_that_is_better(name):
+    fixed, free = (levels_for(3, WITH_MEAN, 0.0292, 80.0, name, free_start=f) for f in (False, True))
+    assert free[0] < 0.5 * fixed[0]
+    one = levels_for(1, WITH_MEAN, 0.0292, 80.0, name, free_start=True)
+    assert one.shape == (2,)
+    assert one[0] < 80.0
+
+
+def test_a_free_start_without_a_mean_is_warned_of():
+    with pytest.warns(UserWarning, match="^free_start = True: spectrum has no mean") as caught:
+        get_sigmas_fastkl(4, SPECTRUM, *ENDS, free_start=True)
+    assert len(caught) == 1
+
+
 def test_the_metric_and_the_sampler_matter():
     one = get_sigmas_fastkl(6, SPECTRUM, *ENDS)
     for other in ({"metric": "kl"}, {"sampler": "dpmpp_2m"}):
@@ -80,6 +124,7 @@ def test_one_step_and_an_array_of_eigenvalues():
     ((5, SPECTRUM, *ENDS, "sample_unknown"), ValueError, "sampler = 'sample_unknown'"),
     ((5, [-1.0], *ENDS), ValueError, r"spectrum\[0\] = -1.0"),
     ((5, SPECTRUM, *ENDS, "euler", "cpu", "l2"), ValueError, "metric = 'l2'"),
+    ((1, SPECTRUM, *ENDS, "euler", "cpu", "w2", 1), TypeError, "free_start: must be True or False, got 1"),
 ])  # fmt: skip
 def test_bad_input_is_named(arguments, error, message):
     with pytest.raises(error, match=message):

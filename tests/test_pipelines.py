@@ -122,6 +122,28 @@ def test_the_best_schedule_runs_through_a_pipeline(name, options):
     assert sorted(set(told), reverse=True) == pytest.approx(expected.tolist(), rel=1e-6)
 
 
+WITH_MEAN = fastkl.Spectrum(SPECTRUM.eigenvalues, mean=np.linspace(1.0, -0.5, 64))
+
+
+@pytest.mark.parametrize(("name", "options"), DETERMINISTIC)
+def test_a_pipeline_starts_free_schedules_from_the_right_noise(name, options):
+    """It scales latents of ones as it scales noise; from zeros it returns the mean."""
+    pipe, mu = made(name, options, exact=True)
+    best = optimize(pipe, WITH_MEAN, 4, mu=mu, free_start=True)
+    part = "transformer" if name.startswith("FlowMatch") else "unet"
+    network = getattr(pipe, part).network
+    ones = torch.ones((1, 1, 8, 8), dtype=torch.float64)
+    deviations = sampled(pipe, ones, mu, **best.arguments).flatten().abs().numpy()
+    network.mean = torch.tensor(WITH_MEAN.mean.copy()).reshape(1, 8, 8)
+    mean = sampled(pipe, 0.0 * ones, mu, **best.arguments).flatten().numpy()
+    w2 = np.square(deviations - np.sqrt(WITH_MEAN.eigenvalues)).sum() + np.square(mean - WITH_MEAN.mean).sum()
+    rough = {
+        "DPMSolverSinglestepScheduler": 2e-3,
+        "UniPCMultistepScheduler": 0.02,
+    }  # whole timesteps: the mean
+    assert w2 == pytest.approx(best.value, rel=rough.get(name, 1e-4))
+
+
 @pytest.mark.parametrize(("name", "options"), DETERMINISTIC)
 def test_a_pipeline_with_the_exact_network_returns_the_predicted_variance(name, options):
     """From latents of ones, which the pipeline scales, the squares of the pixels are the variances."""

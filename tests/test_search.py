@@ -189,7 +189,7 @@ def test_a_free_start_on_a_thousand_levels(metric):
 
 def test_the_error_of_a_compression_counts_where_a_prior_cancels_losses():
     """The compression's error is relative to the losses and the mismatch, which may be far above the value."""
-    data = Spectrum(np.linspace(0.9, 0.99, 400))
+    data = Spectrum(np.linspace(0.9, 0.99, 400), mean=np.zeros(400))
     schedule = NoiseSchedule.from_alphas_cumprod(np.linspace(0.9999, 0.5, 30))
     assert len(data.compress(1e-9)) < 50
     found = fastkl.exhaustive(data, schedule, 3, "kl", "flow", free_start=True, keep=1)
@@ -210,10 +210,11 @@ def test_the_grid_reaches_the_ends_of_the_schedule_and_past_the_spectrum():
 
 @pytest.mark.parametrize("metric", [*METRICS, "w2"])
 def test_one_step_from_a_free_start_where_one_is_infinite(metric):
+    data = Spectrum([1.0, 0.1], mean=[0.0, 0.0])
     for schedule in (NoiseSchedule.tangent(1.0), ZERO_SNR):
-        best = search([1.0, 0.1], schedule, 1, metric=metric, free_start=True, grid=18)
-        levels = grid_of(schedule, 18, Spectrum([1.0, 0.1]))
-        values = fastkl.divergence([1.0, 0.1], with_zero(levels, np.arange(len(levels))[:, None]), metric,
+        best = search(data, schedule, 1, metric=metric, free_start=True, grid=18)
+        levels = grid_of(schedule, 18, data)
+        values = fastkl.divergence(data, with_zero(levels, np.arange(len(levels))[:, None]), metric,
                                    prior=schedule.prior)  # fmt: skip
         assert best.value == values.min()
         assert best.proved_optimal
@@ -299,7 +300,7 @@ def test_nothing_is_proved_where_enumeration_is_not_finished(rng, limit, monkeyp
 
 def test_where_more_paths_are_left_than_can_be_enumerated(rng):
     """The prior's mismatch cancels the losses of many paths, so that no tangent excludes them."""
-    data, schedule = Spectrum(1 + rng.uniform(-0.02, 0.02, 3)), NoiseSchedule.cosine(40)
+    data, schedule = Spectrum(1 + rng.uniform(-0.02, 0.02, 3), mean=np.zeros(3)), NoiseSchedule.cosine(40)
     result = search(data, schedule, 5, prior="flow", free_start=True)
     found = fastkl.exhaustive(data, schedule, 5, prior="flow", free_start=True, keep=1)
     check(result, found.value)
@@ -327,6 +328,8 @@ ADVERSARIAL = {
 @pytest.mark.parametrize("name", ADVERSARIAL)
 def test_adversarial_spectra(name, free):
     data = ADVERSARIAL[name]
+    if free and data.mean is None:
+        data = Spectrum(data.eigenvalues, data.counts, np.zeros(len(data)))
     discrete = (NoiseSchedule.cosine(16), NoiseSchedule.from_alphas_cumprod(np.linspace(0.9999, 0.999, 16)))
     continuous = (NoiseSchedule.flow(), NoiseSchedule.tangent(0.1))
     cases = [

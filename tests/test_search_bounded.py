@@ -26,9 +26,9 @@ def random_spectrum(rng):
     values = np.exp(rng.normal(0, rng.choice([0.1, 1, 3]), size))
     values[rng.random(size) < 0.1] = 0.0
     counts = np.exp(rng.normal(0, 2, size)) if rng.random() < 0.5 else None
-    mean = rng.normal(0, rng.choice([0.1, 1, 10]), size) if rng.random() < 0.5 else None
-    return Spectrum(np.append(values, 1.0), None if counts is None else np.append(counts, 1.0),
-                    None if mean is None else np.append(mean, 0.0))  # fmt: skip
+    mean = rng.normal(0, rng.choice([0.1, 1, 10]), size) if rng.random() < 0.5 else np.zeros(size)
+    counts = None if counts is None else np.append(counts, 1.0)
+    return Spectrum(np.append(values, 1.0), counts, np.append(mean, 0.0))
 
 
 def every_choice(schedule, steps, free_start):

@@ -1,11 +1,12 @@
-"""What `search` refuses, before any work, and what it takes although it looks odd."""
+"""What `search` refuses, or warns of, before any work, and what it takes although it looks odd."""
 
 import re
+import warnings
 
 import numpy as np
 import pytest
 
-from fastkl import NoiseSchedule, Spectrum, search
+from fastkl import NoiseSchedule, Spectrum, exhaustive, search
 
 LINEAR = NoiseSchedule.ddpm_linear(20)
 ZERO_SNR = NoiseSchedule.from_alphas_cumprod([0.9, 0.5, 0.0])
@@ -176,3 +177,45 @@ def test_counts_of_steps_are_checked_before_any_work(monkeypatch):
     monkeypatch.setattr("fastkl._search_problem.Problem.solve", never)
     with pytest.raises(ValueError, match=r"^steps\[1\] = 99: must be at most 20"):
         search([1.0], LINEAR, [3, 99])
+
+
+class Worked(Exception):
+    """Raised in place of the work."""
+
+
+NO_MEAN, MEAN = Spectrum([1.0, 0.1]), Spectrum([1.0, 0.1], mean=[0.0, 0.0])
+WITHOUT_MEAN = [
+    (NO_MEAN, "spectrum has no mean"),
+    ([1.0, 0.1], "spectrum has no mean"),
+    (np.array([1.0, 0.1]), "spectrum has no mean"),
+    ([MEAN, NO_MEAN, NO_MEAN], r"spectrum\[1\] has no mean"),
+]
+
+
+@pytest.mark.parametrize(("spectrum", "message"), WITHOUT_MEAN)
+def test_a_free_start_without_a_mean_is_warned_of_once_and_before_any_work(monkeypatch, spectrum, message):
+    def never(*args):
+        raise Worked
+
+    monkeypatch.setattr("fastkl._search_problem.Problem.__init__", never)
+    monkeypatch.setattr("fastkl._exhaustive.best_ranks", never)
+    calls = [lambda: search(spectrum, LINEAR, [2, 3, 4], free_start=True)]
+    calls += [lambda: exhaustive(spectrum, LINEAR, 3, free_start=True)] if "[" not in message else []
+    for call in calls:
+        with (
+            pytest.warns(UserWarning, match=rf"^free_start = True: {message}, .* pass Spectrum") as caught,
+            pytest.raises(Worked),
+        ):
+            call()
+        assert [warning.filename for warning in caught] == [__file__]  # where the caller is
+
+
+def test_a_mean_of_zeros_says_that_the_mean_is_0():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        best = search(MEAN, LINEAR, 3, free_start=True)
+        exhaustive(MEAN, LINEAR, 3, free_start=True)
+        search(MEAN.compress(), LINEAR, 3, free_start=True)
+        search(NO_MEAN, LINEAR, 3)
+    with pytest.warns(UserWarning, match="has no mean"):
+        assert search(NO_MEAN, LINEAR, 3, free_start=True).value == best.value

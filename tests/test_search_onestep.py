@@ -221,7 +221,8 @@ def test_an_infinite_first_level(rng, sampler):
     schedule = NoiseSchedule.from_alphas_cumprod([0.99, 0.9, 0.6, 0.3, 0.1, 0.0])
     with pytest.raises(ValueError, match=rf"^sampler = '{sampler}': needs a finite first level"):
         search([1.0, 0.1], schedule, 3, sampler)
-    result = search([1.0, 0.1], schedule, 3, sampler, free_start=True)
+    data = Spectrum([1.0, 0.1], mean=[0.0, 0.0])
+    result = search(data, schedule, 3, sampler, free_start=True)
     sigmas = with_zero(grid_of(schedule)[1:], all_paths(5, 3, True))
     assert result.proved_optimal
     assert result.candidates == len(sigmas)

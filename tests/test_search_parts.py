@@ -174,6 +174,7 @@ def test_levels_that_are_best_as_one_do_not_meet(rng):
     schedule = NoiseSchedule.flow(shift=3.5)
     for value in (0.5, 0.74, 0.9, 0.99):
         for metric, steps in itertools.product(METRICS, (3, 4, 6)):
-            result = search([value], schedule, steps, metric=metric, prior="vp", free_start=True, grid=18)
+            data = Spectrum([value], mean=[0.0])
+            result = search(data, schedule, steps, metric=metric, prior="vp", free_start=True, grid=18)
             assert (np.diff(result.refined_sigmas) < 0).all()
             assert result.refined_value <= result.value

@@ -215,14 +215,15 @@ def test_constraints_against_enumeration(rng, name, without_enumeration):
 def test_an_infinite_first_level(free):
     """A sampler that needs a finite one begins at another level if it may, else it is an error."""
     schedule = NoiseSchedule.from_alphas_cumprod(np.linspace(0.999, 0.0, 30))
-    assert search([1.0, 0.1], schedule, 3, "dpmpp_2m", free_start=free).candidates == math.comb(
+    data = Spectrum([1.0, 0.1], mean=[0.0, 0.0])
+    assert search(data, schedule, 3, "dpmpp_2m", free_start=free).candidates == math.comb(
         30 - (not free), 3 - (not free)
     )
     if not free:
         with pytest.raises(ValueError, match=r"^sampler = 'heun': needs a finite first level"):
-            search([1.0, 0.1], schedule, 3, "heun")
+            search(data, schedule, 3, "heun")
         return
-    best = search([1.0, 0.1], schedule, 3, "heun", free_start=True)
+    best = search(data, schedule, 3, "heun", free_start=True)
     assert np.isfinite(best.sigmas).all()
     assert best.candidates == math.comb(29, 3)
 
@@ -316,14 +317,14 @@ SMALL = ("--spectrum", "digits", "--schedule-option", "num_train_timesteps=30", 
 def test_command_line(capsys):
     report = document(capsys, "search", *SMALL, "--sampler", "dpmpp_2m")
     (found,) = report["results"]
-    best = search(Spectrum.preset("digits"), NoiseSchedule.ddpm_linear(30), 4, "dpmpp_2m", "w2")
+    digits, schedule = Spectrum.preset("digits"), NoiseSchedule.ddpm_linear(30)
+    best = search(digits, schedule, 4, "dpmpp_2m", "w2", free_start=True)
     assert report["sampler"] == found["sampler"] == "dpmpp_2m"
     assert (found["value"], found["timesteps"]) == (best.value, best.timesteps.tolist())
     assert (found["proved_optimal"], found["lower_bound"], found["gap"]) == (False, None, None)
-    karras = discretize.karras(NoiseSchedule.ddpm_linear(30), 4, 7.0)
-    levels = discretize.snap(NoiseSchedule.ddpm_linear(30), karras)
+    levels = discretize.snap(schedule, discretize.karras(schedule, 4, 7.0))
     (row,) = [row for row in found["standards"] if row["name"] == "karras"]
-    assert row["value"] == fastkl.divergence(Spectrum.preset("digits"), levels, "w2", "dpmpp_2m")
+    assert row["value"] == fastkl.divergence(digits, levels, "w2", "dpmpp_2m")
     status, out, err = run(capsys, "search", *SMALL, "--sampler", "dpmpp_2m")
     assert (status, err) == (0, "")
     assert "local search: no bound is known" in out
@@ -335,10 +336,7 @@ def test_command_line_leaves_out_what_the_sampler_cannot_run(capsys):
     out = run(capsys, "search", *SMALL, "--sampler", "sde_dpm_2m")[1]
     assert "karras: left out, ends at 0, and sde_dpm_2m needs a last level above 0" in out
     arguments = ("search", "--spectrum", "digits", "--schedule", "flow", "--grid", "30", "--sampler", "heun")
-    assert (
-        "geodesic: left out, starts at inf, and heun needs a finite"
-        in run(capsys, *arguments, "--free-start")[1]
-    )
-    status, _, err = run(capsys, *arguments)
+    assert "geodesic: left out, starts at inf, and heun needs a finite" in run(capsys, *arguments)[1]
+    status, _, err = run(capsys, *arguments, "--no-free-start")
     assert status == 2
     assert "sampler = 'heun': needs a finite first level" in err

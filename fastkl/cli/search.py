@@ -20,6 +20,7 @@ from fastkl.cli.printing import new_file, plain_json, print_json, require_rich
 from fastkl.cli.schedules import add_schedule, build_schedule
 from fastkl.cli.search_tables import print_report
 from fastkl.cli.spectra import check_finite, read_spectrum
+from fastkl.cli.spectrum import warnings_in_lines
 from fastkl.cli.standards import Standard, standards
 from fastkl.evaluate import divergence
 from fastkl.schedule import NoiseSchedule
@@ -73,9 +74,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_metric(parser)
     add_prior(parser, None)
     text = (
-        "choose the first level too, counting the prior's mismatch and the mean, which the spectrum must have"
+        "choose the first level too, counting the prior's mismatch and the spectrum's mean, or keep the schedule's "
+        "(default: chosen for w2 where the spectrum has a mean)"
     )
-    parser.add_argument("--free-start", action="store_true", help=text)
+    parser.add_argument("--free-start", action=argparse.BooleanOptionalAction, help=text)
     text = "stop at a good choice and a bound, without a proof"
     parser.add_argument("--no-prove", dest="prove", action="store_false", help=text)
     text = "seconds for each number of steps, after which the best choice so far is printed with its bound"
@@ -105,7 +107,8 @@ def run(arguments: argparse.Namespace) -> int:
     spectrum = read_spectrum(arguments.spectrum, arguments.floor)
     check_finite(arguments.spectrum, spectrum, arguments.metric)
     with new_file(arguments.out, arguments.force) if arguments.out is not None else nullcontext() as file:
-        report = searched(arguments, schedule, spectrum)
+        with warnings_in_lines():
+            report = searched(arguments, schedule, spectrum)
         if file is not None:
             file.write(plain_json(report) + "\n")
     print_json(report) if arguments.json else print_report(report)
@@ -114,9 +117,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 def searched(arguments: argparse.Namespace, schedule: NoiseSchedule, spectrum: Spectrum) -> dict[str, Any]:
     """Search for every number of steps, and return all that is printed."""
+    free_start, why = first_level(arguments, spectrum)
     options = {
         "prove": arguments.prove,
-        "free_start": arguments.free_start,
+        "free_start": free_start,
         "time_limit": arguments.time_limit,
         "grid": arguments.grid or GRID,
         "visit": arguments.visit,
@@ -136,9 +140,22 @@ def searched(arguments: argparse.Namespace, schedule: NoiseSchedule, spectrum: S
         "metric": arguments.metric,
         "prior": arguments.prior or schedule.prior,
         **options,
+        "first_level": why,
         "grid": None if schedule.is_discrete else options["grid"],
         "results": [result(best, schedule, spectrum, options["grid"], arguments.sampler) for best in found],
     }
+
+
+def first_level(arguments: argparse.Namespace, spectrum: Spectrum) -> tuple[bool, str]:
+    """Return whether the first level is chosen too, and a line that says so and why."""
+    if arguments.free_start is not None:
+        said = "chosen too (--free-start)" if arguments.free_start else "the schedule's (--no-free-start)"
+        return arguments.free_start, said
+    if arguments.metric != "w2":
+        return False, f"the schedule's (it is chosen for w2, not for {arguments.metric}, unless --free-start)"
+    if spectrum.mean is None:
+        return False, "the schedule's (the spectrum has no mean, so a lower one cannot be judged)"
+    return True, "chosen too (of least w2, --no-free-start keeps the schedule's)"
 
 
 def result(

@@ -18,11 +18,12 @@ def print_report(report: dict[str, Any]) -> None:
     where = f"{spectrum['name']} (dim {digits(spectrum['dim'])})"
     line(f"{report['metric']} on {where}, {report['sampler']}, prior {report['prior']}")
     line(report["schedule"])
+    line(f"first level: {report['first_level']}")
     for found in report["results"]:
         line()
         print_result(found)
         line()
-        print_standards(found)
+        print_standards(found, report["free_start"])
     if report["visit"] is not None or report["min_spacing"] > 1:
         line("Standard schedules, and levels moved off the grid, do not keep to --visit and --min-spacing.")
 
@@ -44,7 +45,7 @@ def print_result(found: dict[str, Any]) -> None:
         line(f"refined_sigmas = {pasted(found['refined_sigmas'])}")
 
 
-def print_standards(found: dict[str, Any]) -> None:
+def print_standards(found: dict[str, Any], free_start: bool) -> None:
     """Print the standard schedules beside the best value."""
     columns = [("schedule", "left"), ("parameters", "left"),
                (found["metric"], "right"), ("times best", "right")]  # fmt: skip
@@ -58,8 +59,9 @@ def print_standards(found: dict[str, Any]) -> None:
         if row["left_out"] is not None:
             line(f"{row['name']}: left out, {row['left_out']}")
     if any(row["left_out"] is None and row["times_best"] < 1.0 for row in found["standards"]):
-        line("Values below the best are of levels outside the choices: another first level (--free-start),")
-        line("levels off the grid, or neighbours closer than --min-spacing.")
+        other = "" if free_start else "another first level (--free-start), "
+        line(f"Values below the best are of levels outside the choices: {other}levels off the grid,")
+        line("or neighbours closer than --min-spacing.")
 
 
 def parameters(row: dict[str, Any]) -> str:

@@ -49,9 +49,9 @@ def with_variance(spectrum: Spectrum | ArrayLike) -> Spectrum:
     return data
 
 
-def searchable(sampler: Sampler, schedule: NoiseSchedule, steps: int) -> bool:
-    """Return whether `fastkl.search` finds levels from the schedule's noisiest down for a sampler, in some seconds."""
-    starts = np.isfinite(schedule.sigma_max) or not sampler.finite_start
+def searchable(sampler: Sampler, schedule: NoiseSchedule, steps: int, free_start: bool) -> bool:
+    """Return whether `fastkl.search` finds levels for a sampler in some seconds."""
+    starts = free_start or np.isfinite(schedule.sigma_max) or not sampler.finite_start
     soon = sampler.is_ddim or steps <= MOST_STEPS
     return bool(starts and soon and steps >= sampler.least_steps)
 
@@ -75,21 +75,23 @@ def best_levels(
     *,
     rival: Array | None = None,
     first: float = np.inf,
+    free_start: bool = False,
     **options: Any,
 ) -> Found:
     """Return the best levels for a sampler.
 
     Where there is no proof, what was found (for DDIM, if the sampler cannot be searched for soon) competes with all
     families of `fastkl rank`, and with the levels `rival`, unless `options` ask for constraints that those do not keep
-    to. `first` is what a first level of inf becomes in the scheduler.
+    to. `first` is what a first level of inf becomes in the scheduler. With `free_start` all may begin at a lower level
+    than the noisiest, and begin as noise of the variance that `prior` has there.
     """
-    rule = sampler if searchable(sampler, schedule, steps) else "ddim"
-    result = search(data, schedule, steps, rule, metric, prior, **options)
+    rule = sampler if searchable(sampler, schedule, steps, free_start) else "ddim"
+    result = search(data, schedule, steps, rule, metric, prior, free_start=free_start, **options)
     levels = result.sigmas if result.refined_sigmas is None else result.refined_sigmas
     best = Found(levels, "search", result)
     if sampler.is_ddim or constrained(options) or steps < sampler.least_steps:
         return best
-    names, levels = contenders(best, schedule, data, rival)
+    names, levels = contenders(best, schedule, data, rival, free_start)
     if sampler.above_zero:
         last = float(best.levels[-1]) or lowest(schedule)
         if not last > 0.0:
@@ -118,17 +120,16 @@ def ending_at(last: float, levels: Array, names: list[str]) -> tuple[Array, list
 
 
 def contenders(
-    best: Found, schedule: NoiseSchedule, data: Spectrum, rival: Array | None
+    best: Found, schedule: NoiseSchedule, data: Spectrum, rival: Array | None, free_start: bool
 ) -> tuple[list[str], Array]:
-    """Return names and levels of what may be best, all from the same first level on."""
+    """Return names and levels of what may be best, all from the noisiest level on unless the first one is free."""
     from fastkl.cli.candidates import all_candidates
 
     families = all_candidates(schedule, data, best.search.steps, PER_FAMILY, schedule.is_discrete)
-    # the network knows no noisier level than the first, and starting lower is the prior's business
-    same = families.levels[:, 0] >= best.levels[0] * (1.0 - 1e-9)
-    names = ["search", *(label[0] for label, keep in zip(families.labels, same, strict=True) if keep)]
-    levels = np.concatenate([best.levels[None, :], families.levels[same]])
+    kept = free_start | (families.levels[:, 0] >= best.levels[0] * (1.0 - 1e-9))
+    names = ["search", *(label[0] for label, keep in zip(families.labels, kept, strict=True) if keep)]
+    levels = np.concatenate([best.levels[None, :], families.levels[kept]])
     if rival is not None:
         names.append("as shipped")
-        levels = np.concatenate([levels, np.append(best.levels[0], rival[1:])[None, :]])
+        levels = np.concatenate([levels, np.append(schedule.sigma_max, rival[1:])[None, :]])
     return names, levels

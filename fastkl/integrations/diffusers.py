@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastkl._sampler_base import Sampler
 from fastkl._search import SearchResult
-from fastkl._validation import choice, integer
+from fastkl._validation import boolean, choice, integer
 from fastkl.evaluate import METRICS
 from fastkl.integrations._classes import custom_argument
 from fastkl.integrations._levels import best_levels, check_options, constrained, with_variance
@@ -114,6 +114,7 @@ def optimize(
     *,
     mu: float | None = None,
     prove: bool = False,
+    free_start: bool = False,
     apply: bool = False,
     **options: Any,
 ) -> Optimized:
@@ -133,6 +134,10 @@ def optimize(
         Of dynamic shifting, as in `read`.
     prove : bool
         Whether to prove that no choice is better, as in `fastkl.search`; seconds for `w2`.
+    free_start : bool
+        Whether the first level is chosen too, for which the spectrum should have the data's mean: better for trained
+        networks and few steps. For classes that scale their first noise by the first level of the schedule: of those
+        that take one all but EDMEulerScheduler.
     apply : bool
         Whether to set the schedule on `scheduler` itself too.
     **options
@@ -146,8 +151,8 @@ def optimize(
     Raises
     ------
     TypeError, ValueError
-        As `read` and `fastkl.search`; or if the class takes no schedule, if options of it override one, or if the
-        installed version does not do what it was told.
+        As `read` and `fastkl.search`; or if the class takes no schedule, if options of it override one, if it would
+        start a free one from noise of the wrong scale, or if the installed version does not do what it was told.
 
     Notes
     -----
@@ -167,6 +172,11 @@ def optimize(
     >>> best = optimize(FlowMatchEulerDiscreteScheduler(shift=3.0), fastkl.Spectrum.power_law(1000, 1.0), steps=4)
     >>> len(best.arguments["sigmas"]), best.sigmas[-1]
     (4, np.float64(0.0))
+    >>> from diffusers import EulerDiscreteScheduler
+    >>> digits = fastkl.Spectrum.preset("digits")  # which has a mean
+    >>> best = optimize(EulerDiscreteScheduler(), digits, steps=4, free_start=True)
+    >>> best.arguments["timesteps"][0] < 999
+    True
     """
     check_options(options)
     reading = read(scheduler, mu=mu)
@@ -174,34 +184,24 @@ def optimize(
     data = with_variance(spectrum)
     choice("metric", metric, METRICS)
     steps = integer("steps", steps)
+    if boolean("free_start", free_start):
+        check_start(reading, argument)
     own = reading.path(steps)
     found = best_levels(
         reading.schedule, data, steps, metric, reading.sampler(own), reading.prior,
-        rival=rival_of(reading, own, steps), first=noisiest(reading, own), prove=prove, **options,
+        rival=rival_of(reading, own, steps), first=noisiest(reading, own), prove=prove, free_start=free_start,
+        **options,
     )  # fmt: skip
     arguments, origin = {argument: as_argument(reading, argument, found.levels)}, found.origin
     path = reading.path_of(arguments)
     check_honoured(reading, found.levels, path)
     as_shipped, value = shipped(reading, data, own, metric), shipped(reading, data, path, metric)
-    if (
-        own.steps == steps
-        and not value <= as_shipped
-        and not constrained(options)
-        and np.isfinite(as_shipped)
-    ):
-        # such as levels that begin below the noisiest
+    usable = own.steps == steps and np.isfinite(as_shipped) and not constrained(options)
+    if usable and not value <= as_shipped:  # such as levels that begin below the noisiest
         arguments, origin, path, value = {"num_inference_steps": steps}, "as shipped", own, as_shipped
     best = Optimized(
-        arguments,
-        path.levels,
-        value,
-        as_shipped,
-        metric,
-        reading.sampler(path),
-        origin,
-        reading,
-        found.search,
-    )
+        arguments, path.levels, value, as_shipped, metric, reading.sampler(path), origin, reading, found.search
+    )  # fmt: skip
     if apply:
         best.apply(getattr(scheduler, "scheduler", scheduler))
     return best
@@ -252,6 +252,21 @@ def edm_ramp(config: Any, levels: Array) -> Any:
     high, low = config.sigma_max ** (1.0 / config.rho), config.sigma_min ** (1.0 / config.rho)
     ramp = (high - levels ** (1.0 / config.rho)) / (high - low)
     return torch.tensor(ramp, dtype=torch.float64)
+
+
+def check_start(reading: Reading, argument: str) -> None:
+    """Raise unless the scheduler scales its first noise by the first level that it is given."""
+    schedule = reading.schedule
+    middle = 0.5 if schedule.num_train_timesteps is None else schedule.num_train_timesteps // 2
+    level = float(schedule.sigmas(middle))
+    path = reading.path_of({argument: as_argument(reading, argument, np.array([level, 0.0]))})
+    variance = {"vp": 1.0 + level**2, "ve": level**2, "flow": (1.0 + level) ** 2}[reading.prior]
+    if not np.isclose(path.start_variance, variance, rtol=2.0 * HONOURED, atol=0.0):
+        raise ValueError(
+            f"free_start = True of {reading.name}: it draws its first noise with a standard deviation of "
+            f"{path.start_variance**0.5:.6g} where its first level is {level:.6g}, which takes {variance**0.5:.6g}; "
+            "it must start at its noisiest level"
+        )
 
 
 def check_honoured(reading: Reading, wanted: Array, path: Path) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from fastkl._sampler_base import Sampler
-from fastkl._validation import integer, real_number
+from fastkl._validation import boolean, integer, real_number
 from fastkl.integrations._levels import best_levels, with_variance
 from fastkl.samplers import get
 from fastkl.schedule import NoiseSchedule
@@ -38,6 +38,7 @@ def get_sigmas_fastkl(
     sampler: str | Sampler = "sample_euler",
     device: Any = "cpu",
     metric: str = "w2",
+    free_start: bool = False,
 ) -> Any:
     """Return the n levels with the least divergence between sigma_min and sigma_max, and 0.
 
@@ -48,8 +49,8 @@ def get_sigmas_fastkl(
     spectrum : Spectrum or array_like, shape (d,)
         Covariance spectrum of the data, or its eigenvalues (squared data units).
     sigma_min, sigma_max : float
-        The least and the largest level that the network knows. The first level is `sigma_max`; the last before 0 may be
-        above `sigma_min`.
+        The least and the largest level that the network knows. The first level is `sigma_max` unless `free_start`; the
+        last before 0 may be above `sigma_min`.
     sampler : str or Sampler
         k-diffusion's function, such as "sample_dpmpp_2m", or what `fastkl.samplers.get` takes. Levels are those of
         `fastkl.search`, or, except for Euler's step, of a family of `fastkl rank` where that is better.
@@ -57,11 +58,15 @@ def get_sigmas_fastkl(
         Where the tensor goes.
     metric : {"w2", "kl", "reverse_kl", "jeffreys"}
         Which divergence. `w2` counts variance, and so what one sees.
+    free_start : bool
+        Whether the first level is chosen too, for which the spectrum should have the data's mean: better for trained
+        networks and few steps. Sampling must start from noise of standard deviation ``sigmas[0]``, not `sigma_max`.
 
     Returns
     -------
     torch.Tensor, shape (n + 1,)
-        Levels in float32, descending to 0, as ``sample_*(model, x, sigmas)`` take them.
+        Levels in float32, descending to 0, as ``sample_*(model, x, sigmas)`` take them with
+        ``x = torch.randn(...) * sigmas[0]``.
 
     Raises
     ------
@@ -81,12 +86,16 @@ def get_sigmas_fastkl(
     >>> sigmas = get_sigmas_fastkl(5, fastkl.Spectrum.power_law(100, 1.0), 0.03, 14.6)
     >>> sigmas.shape, round(float(sigmas[0]), 4), float(sigmas[-1])
     (torch.Size([6]), 14.6, 0.0)
+    >>> digits = fastkl.Spectrum.preset("digits")
+    >>> sigmas = get_sigmas_fastkl(5, digits, 0.03, 14.6, free_start=True)
+    >>> bool(sigmas[0] < 14.6)
+    True
     """
     try:
         import torch
     except ImportError:
         raise ImportError('sigmas as a tensor need PyTorch: pip install "fastkl[diffusers]"') from None
-    levels = levels_for(n, spectrum, sigma_min, sigma_max, sampler, metric)
+    levels = levels_for(n, spectrum, sigma_min, sigma_max, sampler, metric, free_start)
     return torch.tensor(levels, dtype=torch.float32, device=device)
 
 
@@ -97,6 +106,7 @@ def levels_for(
     sigma_max: float,
     sampler: str | Sampler = "sample_euler",
     metric: str = "w2",
+    free_start: bool = False,
 ) -> Any:
     """Return what `get_sigmas_fastkl` returns as an array, without PyTorch.
 
@@ -112,6 +122,8 @@ def levels_for(
         The update rule.
     metric : {"w2", "kl", "reverse_kl", "jeffreys"}
         Which divergence.
+    free_start : bool
+        Whether the first level is chosen too.
 
     Returns
     -------
@@ -134,8 +146,10 @@ def levels_for(
     high = real_number("sigma_max", sigma_max, above=low)
     rule = get(SAMPLERS.get(sampler, sampler) if isinstance(sampler, str) else sampler)
     data = with_variance(spectrum)
-    if n == 1:
+    free_start = boolean("free_start", free_start)
+    if n == 1 and not free_start:
         return np.array([high, 0.0])
     # x starts as noise of deviation sigmas[0]; even times of rho 7 resolve both ends
-    found = best_levels(NoiseSchedule.edm(low, high), data, n, metric, rule, "ve", prove=False)
+    schedule = NoiseSchedule.edm(low, high)
+    found = best_levels(schedule, data, n, metric, rule, "ve", prove=False, free_start=free_start)
     return found.levels

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from fastkl import NoiseSchedule, Spectrum, samplers
+from fastkl import NoiseSchedule, Spectrum, divergence, samplers
 from fastkl.cli.spectra import read_spectrum
 from fastkl.integrations._levels import best_levels
 
@@ -49,6 +49,9 @@ class FastklScheduler:
             "optional": {
                 "spectrum_file": ("STRING", {"default": "", "tooltip": "written by `fastkl spectrum --out`, or "
                                              "eigenvalues as .npy, .csv or .txt; in place of the choice above"}),
+                "free_start": ("BOOLEAN", {"default": False, "tooltip": "choose the first level too, from an empty "
+                                           "latent; the spectrum should have the data's mean, as files and presets "
+                                           "have it"}),
             },
         }  # fmt: skip
 
@@ -63,22 +66,33 @@ class FastklScheduler:
         mean_variance: float,
         denoise: float,
         spectrum_file: str = "",
+        free_start: bool = False,
     ) -> tuple[Any]:
         """Return (SIGMAS,): steps + 1 levels, of which `denoise` keeps the last part, as ComfyUI's schedulers do."""
         import torch
 
         if denoise <= 0.0:
             return (torch.FloatTensor([]),)
+        if free_start and denoise < 1.0:
+            raise ValueError(
+                f"denoise = {denoise!r}: must be 1 with free_start, or it says where to start itself"
+            )
         total = steps if denoise >= 1.0 else int(steps / denoise)
         sampling = model.get_model_object("model_sampling")
         data = chosen(spectrum, exponent, mean_variance, spectrum_file)
-        places = timesteps(sampling, data, total, sampler, metric)
+        places = timesteps(sampling, data, total, sampler, metric, free_start)
         levels = sampling.sigmas[torch.as_tensor(places)].float().cpu()
         return (torch.cat([levels, levels.new_zeros(1)])[-(steps + 1) :],)
 
 
-def timesteps(sampling: Any, data: Spectrum, steps: int, sampler: str, metric: str) -> list[int]:
-    """Return the best places in the table of a model's levels, descending."""
+def timesteps(
+    sampling: Any, data: Spectrum, steps: int, sampler: str, metric: str, free_start: bool
+) -> list[int]:
+    """Return the best places in the table of a model's levels, descending.
+
+    ComfyUI's first noise has variance sigma^2 (of flow matching: sigma/(1 - sigma), squared, as a ratio), but 1 +
+    sigma^2 at the noisiest level of other models.
+    """
     table = np.asarray(sampling.sigmas.tolist(), dtype=np.float64)
     # models of flow matching (ComfyUI's CONST) have sigma of x = (1 - sigma) x0 + sigma noise
     is_flow = any(base.__name__ == "CONST" for base in type(sampling).__mro__)
@@ -90,9 +104,31 @@ def timesteps(sampling: Any, data: Spectrum, steps: int, sampler: str, metric: s
         ratios = table / (1.0 - table) if is_flow else table
     schedule = NoiseSchedule.from_alphas_cumprod(1.0 / (1.0 + np.square(ratios)))
     rule = samplers.get(FLOW_SAMPLERS[sampler] if is_flow else sampler)
-    prior = "flow" if is_flow else "vp"  # ComfyUI's noise has variance 1 + sigma^2 where all is denoised
-    found = best_levels(schedule, data, steps, metric, rule, prior, prove=False)
-    return list(schedule.timesteps(found.levels[:-1]).tolist())
+    prior = "ve" if is_flow else "vp"
+    if free_start:
+        check_noise(sampling)
+    free = free_start and is_flow
+    levels = best_levels(schedule, data, steps, metric, rule, prior, prove=False, free_start=free).levels
+    if free_start and not is_flow and len(table) > steps:
+        below = NoiseSchedule.from_alphas_cumprod(schedule.alphas_cumprod[:-1])
+        lower = best_levels(below, data, steps, metric, rule, "ve", prove=False, free_start=True).levels
+        if divergence(data, lower, metric, rule, "ve") < divergence(data, levels, metric, rule, prior):
+            levels = lower
+    return list(schedule.timesteps(levels[:-1]).tolist())
+
+
+def check_noise(sampling: Any) -> None:
+    """Raise unless a model's first noise is scaled by the first level, where that is not the noisiest."""
+    import torch
+
+    level = sampling.sigmas[len(sampling.sigmas) // 2].float().cpu()
+    noise = torch.ones((1, 1, 1, 1))
+    scale = float(sampling.noise_scaling(level, noise, torch.zeros_like(noise), False).flatten()[0])
+    if not abs(scale - float(level)) <= 1e-5 * float(level):
+        raise ValueError(
+            f"free_start = True: {type(sampling).__name__} scales the first noise by {scale:.6g} at level "
+            f"{float(level):.6g}, must be by the level; start at the noisiest one"
+        )
 
 
 def chosen(spectrum: str, exponent: float, mean_variance: float, file: str) -> Spectrum:
