@@ -8,7 +8,9 @@ import torch
 
 
 def load():
-    """Execute the installed k_diffusion/sampling.py; of its sibling `utils` it uses append_dims only."""
+    """Execute the installed k_diffusion/sampling.py, once; of its sibling `utils` it uses append_dims only."""
+    if "k_diffusion.sampling" in sys.modules:
+        return sys.modules["k_diffusion.sampling"]
     found = importlib.util.find_spec("k_diffusion")
     package = types.ModuleType("k_diffusion")
     package.__path__ = list(found.submodule_search_locations)

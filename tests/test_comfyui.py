@@ -209,6 +209,15 @@ def test_a_free_start_is_lower_where_that_is_better(node, file):
         assert returned_w2(model, function, free) < 0.98 * returned_w2(model, function, fixed)
 
 
+def test_levels_of_ddim_end_in_the_least_level(node, file):
+    for free in (False, True):
+        of_euler = call(node, steps=4, sampler="euler", spectrum_file=file, free_start=free)
+        options = {"spectrum_file": file, "free_start": free, "levels_of": "ddim"}
+        sigmas = call(node, steps=5, sampler="dpmpp_2m", **options)
+        assert torch.equal(sigmas[:-2], of_euler[:-1])
+        assert sigmas[-2] == STABLE_DIFFUSION.sampling.sigmas[0]
+
+
 def test_a_free_start_is_refused_where_it_would_be_wrong(node, file):
     with pytest.raises(ValueError, match=r"^denoise = 0\.5: must be 1 with free_start"):
         call(node, spectrum_file=file, free_start=True, denoise=0.5)

@@ -46,6 +46,19 @@ def test_a_free_start_is_lower_where_that_is_better():
         assert free.value < 0.99 * fixed.value
 
 
+def test_levels_of_ddim_for_a_solver_with_a_memory():
+    """They stay what they are where the scheduler's own levels have the lesser divergence."""
+    scheduler, _ = made("DPMSolverMultistep", {"final_sigmas_type": "zero"})
+    best = optimize(scheduler, WITH_MEAN, 6, free_start=True, levels_of="ddim", apply=True)
+    of_ddim, _ = made("DPMSolverMultistep", {"final_sigmas_type": "zero", "solver_order": 1})
+    fewer = optimize(of_ddim, WITH_MEAN, 5, free_start=True)
+    assert best.arguments["timesteps"] == [*fewer.arguments["timesteps"], 0]
+    assert best.origin == "ddim"
+    assert best.value == pytest.approx(output_w2(scheduler, WITH_MEAN), rel=1e-4)
+    with pytest.raises(ValueError, match=r"^levels_of = .ddim.: must have 2 steps or more"):
+        optimize(scheduler, WITH_MEAN, 1, levels_of="ddim")
+
+
 def test_one_step_from_a_free_start():
     for name in ("EulerDiscrete", "HeunDiscrete", "DPMSolverMultistep"):
         scheduler, _ = made(name, {})

@@ -99,6 +99,15 @@ def test_a_free_start_is_lower_where_that_is_better(name):
     assert one[0] < 80.0
 
 
+@pytest.mark.parametrize("free", [False, True])
+def test_levels_of_ddim_are_those_of_euler_and_the_least_one(free):
+    of_euler = levels_for(5, WITH_MEAN, *ENDS, "sample_euler", free_start=free)
+    levels = levels_for(6, WITH_MEAN, *ENDS, "sample_dpmpp_2m", free_start=free, levels_of="ddim")
+    np.testing.assert_array_equal(levels, [*of_euler[:-1], ENDS[0], 0.0])
+    same = levels_for(5, WITH_MEAN, *ENDS, "sample_euler", free_start=free, levels_of="ddim")
+    np.testing.assert_array_equal(same, of_euler)
+
+
 def test_a_free_start_without_a_mean_is_warned_of():
     with pytest.warns(UserWarning, match="^free_start = True: spectrum has no mean") as caught:
         get_sigmas_fastkl(4, SPECTRUM, *ENDS, free_start=True)
@@ -125,6 +134,10 @@ def test_one_step_and_an_array_of_eigenvalues():
     ((5, [-1.0], *ENDS), ValueError, r"spectrum\[0\] = -1.0"),
     ((5, SPECTRUM, *ENDS, "euler", "cpu", "l2"), ValueError, "metric = 'l2'"),
     ((1, SPECTRUM, *ENDS, "euler", "cpu", "w2", 1), TypeError, "free_start: must be True or False, got 1"),
+    ((4, SPECTRUM, *ENDS, "heun", "cpu", "w2", False, "lms"), ValueError, "levels_of = 'lms': must be one of"),
+    ((1, SPECTRUM, *ENDS, "heun", "cpu", "w2", False, "ddim"), ValueError, "levels_of = 'ddim': must have 2 steps"),
+    ((40, SPECTRUM, 10.0, 10.1, "heun", "cpu", "w2", False, "ddim"), ValueError,
+     "levels_of = 'ddim': DDIM's own levels in 39 steps already go down to 10"),
 ])  # fmt: skip
 def test_bad_input_is_named(arguments, error, message):
     with pytest.raises(error, match=message):

@@ -10,13 +10,15 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastkl._sampler_base import Sampler
 from fastkl._search import SearchResult, search
+from fastkl._validation import choice
 from fastkl.evaluate import divergence
 from fastkl.schedule import NoiseSchedule
 from fastkl.spectrum import Spectrum, as_spectrum
 
-__all__ = ["Found", "best_levels", "check_options", "constrained", "with_variance"]
+__all__ = ["LEVELS_OF", "Found", "best_levels", "check_options", "constrained", "with_variance"]
 
 Array = NDArray[np.float64]
+LEVELS_OF = ("sampler", "ddim")  # whose errors the levels are the best for
 PER_FAMILY = 200
 MOST_STEPS = 50  # for which a local search is worth its time, some seconds
 FREE = (
@@ -76,15 +78,18 @@ def best_levels(
     rival: Array | None = None,
     first: float = np.inf,
     free_start: bool = False,
+    levels_of: str = "sampler",
     **options: Any,
 ) -> Found:
-    """Return the best levels for a sampler.
+    """Return the best levels for a sampler, or those of DDIM for it (`of_ddim`).
 
     Where there is no proof, what was found (for DDIM, if the sampler cannot be searched for soon) competes with all
     families of `fastkl rank`, and with the levels `rival`, unless `options` ask for constraints that those do not keep
     to. `first` is what a first level of inf becomes in the scheduler. With `free_start` all may begin at a lower level
     than the noisiest, and begin as noise of the variance that `prior` has there.
     """
+    if choice("levels_of", levels_of, LEVELS_OF) == "ddim" and not sampler.is_ddim:
+        return of_ddim(schedule, data, steps, metric, sampler, prior, free_start=free_start, **options)
     rule = sampler if searchable(sampler, schedule, steps, free_start) else "ddim"
     result = search(data, schedule, steps, rule, metric, prior, free_start=free_start, **options)
     levels = result.sigmas if result.refined_sigmas is None else result.refined_sigmas
@@ -104,6 +109,35 @@ def best_levels(
         return best
     least = kept[np.argmin(divergence(data, tried[kept], metric, sampler, prior))]
     return Found(levels[least], names[least], result)
+
+
+def of_ddim(
+    schedule: NoiseSchedule,
+    data: Spectrum,
+    steps: int,
+    metric: str,
+    sampler: Sampler,
+    prior: str,
+    **options: Any,
+) -> Found:
+    """Return the best levels of DDIM with one step fewer, then the lowest that the network knows.
+
+    From there the last step of a sampler with a memory, which is of order 1, has nothing to do. The errors of single
+    steps of DDIM hardly cancel, so its levels suit networks better than those where such a sampler's errors do.
+    """
+    if sampler.above_zero or steps < 2:
+        raise ValueError(
+            f"levels_of = 'ddim': must have 2 steps or more and a sampler that ends at 0, got {steps} and {sampler!r}"
+        )
+    result = search(data, schedule, steps - 1, "ddim", metric, prior, **options)
+    levels = result.sigmas if result.refined_sigmas is None else result.refined_sigmas
+    low = lowest(schedule)
+    if not levels[-2] > low:
+        raise ValueError(
+            f"levels_of = 'ddim': DDIM's own levels in {steps - 1} steps already go down to {low:.6g}, the lowest "
+            "level; must leave it for the last step"
+        )
+    return Found(np.append(levels[:-1], [low, 0.0]), "ddim", result)
 
 
 def lowest(schedule: NoiseSchedule) -> float:

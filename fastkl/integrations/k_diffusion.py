@@ -39,6 +39,7 @@ def get_sigmas_fastkl(
     device: Any = "cpu",
     metric: str = "w2",
     free_start: bool = False,
+    levels_of: str = "sampler",
 ) -> Any:
     """Return the n levels with the least divergence between sigma_min and sigma_max, and 0.
 
@@ -61,6 +62,9 @@ def get_sigmas_fastkl(
     free_start : bool
         Whether the first level is chosen too, for which the spectrum should have the data's mean: better for trained
         networks and few steps. Sampling must start from noise of standard deviation ``sigmas[0]``, not `sigma_max`.
+    levels_of : {"sampler", "ddim"}
+        "ddim": levels of the least divergence of Euler's step with one step fewer, then `sigma_min`, which for
+        "sample_dpmpp_2m" and trained networks were better than those of its own least divergence.
 
     Returns
     -------
@@ -95,7 +99,7 @@ def get_sigmas_fastkl(
         import torch
     except ImportError:
         raise ImportError('sigmas as a tensor need PyTorch: pip install "fastkl[diffusers]"') from None
-    levels = levels_for(n, spectrum, sigma_min, sigma_max, sampler, metric, free_start)
+    levels = levels_for(n, spectrum, sigma_min, sigma_max, sampler, metric, free_start, levels_of)
     return torch.tensor(levels, dtype=torch.float32, device=device)
 
 
@@ -107,6 +111,7 @@ def levels_for(
     sampler: str | Sampler = "sample_euler",
     metric: str = "w2",
     free_start: bool = False,
+    levels_of: str = "sampler",
 ) -> Any:
     """Return what `get_sigmas_fastkl` returns as an array, without PyTorch.
 
@@ -124,6 +129,8 @@ def levels_for(
         Which divergence.
     free_start : bool
         Whether the first level is chosen too.
+    levels_of : {"sampler", "ddim"}
+        As in `get_sigmas_fastkl`.
 
     Returns
     -------
@@ -147,9 +154,11 @@ def levels_for(
     rule = get(SAMPLERS.get(sampler, sampler) if isinstance(sampler, str) else sampler)
     data = with_variance(spectrum)
     free_start = boolean("free_start", free_start)
-    if n == 1 and not free_start:
+    if n == 1 and not free_start and levels_of == "sampler":
         return np.array([high, 0.0])
     # x starts as noise of deviation sigmas[0]; even times of rho 7 resolve both ends
     schedule = NoiseSchedule.edm(low, high)
-    found = best_levels(schedule, data, n, metric, rule, "ve", prove=False, free_start=free_start)
+    found = best_levels(
+        schedule, data, n, metric, rule, "ve", prove=False, free_start=free_start, levels_of=levels_of
+    )
     return found.levels

@@ -8,7 +8,7 @@ import numpy as np
 
 from fastkl import NoiseSchedule, Spectrum, divergence, samplers
 from fastkl.cli.spectra import read_spectrum
-from fastkl.integrations._levels import best_levels
+from fastkl.integrations._levels import LEVELS_OF, best_levels
 
 __all__ = ["NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS", "FastklScheduler"]
 
@@ -52,6 +52,9 @@ class FastklScheduler:
                 "free_start": ("BOOLEAN", {"default": False, "tooltip": "choose the first level too, from an empty "
                                            "latent; the spectrum should have the data's mean, as files and presets "
                                            "have it"}),
+                "levels_of": (list(LEVELS_OF), {"default": "sampler", "tooltip": "ddim: the best levels of Euler's "
+                                                "step, one fewer, then the lowest; for dpmpp_2m and trained networks "
+                                                "better than those of its own least divergence"}),
             },
         }  # fmt: skip
 
@@ -67,6 +70,7 @@ class FastklScheduler:
         denoise: float,
         spectrum_file: str = "",
         free_start: bool = False,
+        levels_of: str = "sampler",
     ) -> tuple[Any]:
         """Return (SIGMAS,): steps + 1 levels, of which `denoise` keeps the last part, as ComfyUI's schedulers do."""
         import torch
@@ -80,13 +84,13 @@ class FastklScheduler:
         total = steps if denoise >= 1.0 else int(steps / denoise)
         sampling = model.get_model_object("model_sampling")
         data = chosen(spectrum, exponent, mean_variance, spectrum_file)
-        places = timesteps(sampling, data, total, sampler, metric, free_start)
+        places = timesteps(sampling, data, total, sampler, metric, free_start, levels_of)
         levels = sampling.sigmas[torch.as_tensor(places)].float().cpu()
         return (torch.cat([levels, levels.new_zeros(1)])[-(steps + 1) :],)
 
 
 def timesteps(
-    sampling: Any, data: Spectrum, steps: int, sampler: str, metric: str, free_start: bool
+    sampling: Any, data: Spectrum, steps: int, sampler: str, metric: str, free_start: bool, levels_of: str
 ) -> list[int]:
     """Return the best places in the table of a model's levels, descending.
 
@@ -108,11 +112,13 @@ def timesteps(
     if free_start:
         check_noise(sampling)
     free = free_start and is_flow
-    levels = best_levels(schedule, data, steps, metric, rule, prior, prove=False, free_start=free).levels
+    options = {"prove": False, "levels_of": levels_of}
+    levels = best_levels(schedule, data, steps, metric, rule, prior, free_start=free, **options).levels
     if free_start and not is_flow and len(table) > steps:
         below = NoiseSchedule.from_alphas_cumprod(schedule.alphas_cumprod[:-1])
-        lower = best_levels(below, data, steps, metric, rule, "ve", prove=False, free_start=True).levels
-        if divergence(data, lower, metric, rule, "ve") < divergence(data, levels, metric, rule, prior):
+        lower = best_levels(below, data, steps, metric, rule, "ve", free_start=True, **options).levels
+        judge = samplers.get("ddim") if levels_of == "ddim" else rule
+        if divergence(data, lower, metric, judge, "ve") < divergence(data, levels, metric, judge, prior):
             levels = lower
     return list(schedule.timesteps(levels[:-1]).tolist())
 
