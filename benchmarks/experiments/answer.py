@@ -33,7 +33,7 @@ BEGIN, END = "<!-- experiments: written by benchmarks/experiments/answer.py -->"
 Floats = NDArray[np.float64]
 Row = dict[str, Any]
 DISTANCES = ("fd_features", "fd_pixels", "fd_teacher", "to_teacher")
-COMPLETE = 0.9  # share of the strategies that a number of evaluations must have, so as to be shown
+COMPLETE = 0.5  # share of the strategies that a number of evaluations must have, so as to be shown
 NEAR = 1.3  # "near the best": at most so many times the least distance
 PREDICTORS = [
     (spectrum, metric, floor)
