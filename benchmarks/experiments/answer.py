@@ -112,13 +112,21 @@ def predictions(setup: sampling.Setup, s: strategies.Situation, table: dict[str,
     """Value of every predictor for all strategies at one number of evaluations."""
     levels = np.array([row["sigmas"] for row in table.values()])
     prior = setup.schedule.prior
-    return {
-        f"{metric}-{spectrum}-{floor:g}": np.asarray(
-            fastkl.divergence(s.spectrum(spectrum, floor), levels, metric, setup.sampler, prior, rtol=1e-6)
+
+    def values(spectrum: str, metric: str, floor: float, sampler: str) -> Floats:
+        return np.asarray(
+            fastkl.divergence(s.spectrum(spectrum, floor), levels, metric, sampler, prior, rtol=1e-6)
         )
+
+    spectra = ("cov",) if s.effective is None else ("cov", "eff")
+    found = {
+        f"{metric}-{spectrum}-{floor:g}": values(spectrum, metric, floor, setup.sampler)
         for spectrum, metric, floor in PREDICTORS
-        if spectrum == "cov" or s.effective is not None
+        if spectrum in spectra
     }
+    if setup.sampler != "ddim":
+        found |= {f"w2-{spectrum}-0-as-ddim": values(spectrum, "w2", 0.0, "ddim") for spectrum in spectra}
+    return found
 
 
 def rank_correlation(values: Floats, distances: Floats) -> float | None:

@@ -34,15 +34,36 @@ LINES = {
     "search-w2-cov-0": ("best w2, covariance", "C0"),
     "search-w2-eff-0": ("best w2, effective", "C2"),
     "search-w2-eff-free": ("best w2, effective, first level too", "black"),
+    "search-w2-eff-free-ddim-low": ("best w2 of DDIM, one fewer, then the least level", "magenta"),
+    "tan-2-to0-from20": ("tan, gamma 2, from sigma 20", "gold"),
+    "karras-3-from20": ("Karras, rho 3, from sigma 20", "saddlebrown"),
 }
 SHOWN = (4, 6, 10)
 SPECTRA = {"cov": ("covariance", "C0"), "eff": ("effective", "C2")}
 
 
 def panels(count: int, height: float = 4.0) -> tuple[Any, Any]:
-    """A row of panels."""
-    figure, axes = plt.subplots(1, count, figsize=(4.6 * count, height), squeeze=False, layout="constrained")
-    return figure, axes[0]
+    """Panels in rows of three."""
+    columns = min(count, 3)
+    rows = -(-count // columns)
+    size = (4.8 * columns, height * rows)
+    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
+    for axis in axes.flat[count:]:
+        axis.axis("off")
+    return figure, axes.flatten()[:count]
+
+
+def legend_below(figure: Any, axes: Any, columns: int) -> None:
+    """One legend of what any panel has."""
+    pairs = [pair for axis in axes for pair in zip(*axis.get_legend_handles_labels(), strict=True)]
+    named = {label: handle for handle, label in reversed(pairs)}
+    figure.legend(
+        list(reversed(named.values())),
+        list(reversed(named)),
+        loc="outside lower center",
+        ncols=columns,
+        frameon=False,
+    )
 
 
 def distance_figure(setups: dict[str, Any]) -> Any:
@@ -60,9 +81,8 @@ def distance_figure(setups: dict[str, Any]) -> Any:
         axis.minorticks_off()
         axis.set_yticks([1, 2, 3, 5, 10, 20], ["1", "2", "3", "5", "10", "20"])
         axis.grid(alpha=0.3)
-    axes[0].set_ylabel("Frechet distance of features / least of all strategies")
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False)
+        axis.set_ylabel("Frechet distance of features / least of all")
+    legend_below(figure, axes, 4)
     return figure
 
 
@@ -80,7 +100,7 @@ def correlation_figure(setups: dict[str, Any]) -> Any:
             colour = "white" if abs(value) > 0.65 else "black"
             axis.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=7, color=colour)
         axis.set_xticks(range(len(survey)), list(survey))
-        axis.set_yticks(range(len(predictors)), predictors if axis is axes[0] else [""] * len(predictors))
+        axis.set_yticks(range(len(predictors)), predictors, fontsize=7)
         axis.set(xlabel="network evaluations", title=name)
     figure.colorbar(picture, ax=axes, label="Spearman's rank correlation with the distance", shrink=0.6)
     return figure
@@ -104,9 +124,8 @@ def forecast_figure(setups: dict[str, Any]) -> Any:
         axis.set(xscale="log", yscale="log", xlabel="w2 predicted", title=name)
         axis.plot([low, high], [low, high], color="black", lw=0.8, ls="--")
         axis.grid(alpha=0.3)
-    axes[0].set_ylabel("Frechet distance of pixels, measured")
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=6, frameon=False)
+        axis.set_ylabel("Frechet distance of pixels, measured")
+    legend_below(figure, axes, 6)
     return figure
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pathlib
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -49,7 +50,7 @@ ALWAYS = (
     "uniform-trailing",
 )
 OTHERS = ("fd_pixels", "fd_teacher", "to_teacher")
-SHARES = ("precision", "coverage", "recall", "confidence")
+SHARES = ("precision", "coverage", "recall", "confidence", "class_shift")
 FIRST = ("from5", "from10", "from20", "from40")
 KARRAS = tuple(f"karras-{rho}{end}" for rho in (3, 7) for end in ("", *(f"-{first}" for first in FIRST)))
 EXPONENTIAL = ("exponential-min0.1", *(f"exponential-min0.1-{first}" for first in FIRST))
@@ -265,16 +266,22 @@ def failed_text(failed: Row) -> str:
     return f"Not finite, and in no table: the samples of {count} cells, {'; '.join(parts)}."
 
 
+def listed(numbers: Iterable[int]) -> str:
+    """The different ones of some numbers."""
+    return " or ".join(f"{number:,}" for number in sorted(set(numbers)))
+
+
 def setup_text(name: str, setup: Row) -> str:
     """One setup."""
     counts = [len(ratios(part)) for part in setup["survey"].values()]
     drawn = ", ".join(f"{part['count']:,} (NFE {nfe})" for nfe, part in setup["survey"].items())
+    seeds = listed(part["seed"] for part in setup["survey"].values())
     parts = [
         f"## {name}",
-        f"{min(counts)} to {max(counts)} choices of levels, of each so many samples of seed 0: {drawn}. "
+        f"{min(counts)} to {max(counts)} choices of levels, of each so many samples of seed {seeds}: {drawn}. "
         "Frechet distance of the features over the least one at that NFE:",
         ratio_table(setup),
-        cost_text(setup),
+        *([cost_text(setup)] if setup["searched"] else []),
         "Spearman's rank correlation between a prediction and the distance; in brackets the distance of the choice "
         "that the prediction likes best, over the least distance. First the means over the NFE: among the laws that no "
         "divergence and no sample chose, which judges a predictor without its own optima; among all choices; among "
@@ -292,9 +299,10 @@ def setup_text(name: str, setup: Row) -> str:
         + "."
     )
     if setup["final"]:
-        one = setup["final"][-1]
+        seeds, count = (listed(line[key] for line in setup["final"]) for key in ("seeds", "count"))
         parts += [
-            f"Mean over {one['seeds']} other seeds, {one['count']:,} samples each (±: deviation between seeds):",
+            f"Mean over {seeds} other seeds, {count} samples each (±: deviation between seeds; class_shift: half the "
+            "sum of what the classes' shares differ by):",
             final_table(setup),
         ]
     if "failed" in setup:
@@ -323,7 +331,8 @@ def written(result: Row) -> str:
         "# Do better numbers make better samples?",
         "Written by `benchmarks/experiments/answer.py` from the committed results. A predictor is named "
         "metric-spectrum-floor; cov is the covariance spectrum of the training images, eff the effective spectrum of "
-        "the model's denoising errors. to0: carried to sigma = 0; min: stopped at sigma_min, then 0; free: first level "
+        "the model's denoising errors; as-ddim: the w2 that DDIM would have. "
+        "to0: carried to sigma = 0; min: stopped at sigma_min, then 0; free: first level "
         "chosen too; useful: no higher than the network is of use; from20: first level 20; start: the first level of "
         "search-w2-eff-free; ddim: chosen for DDIM; low: one level fewer, then the schedule's least.",
         "## All setups",
