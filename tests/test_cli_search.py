@@ -246,7 +246,7 @@ def test_standards_may_break_the_constraints_and_it_is_said(capsys):
 
 
 def test_levels_of_a_sampler_with_a_memory_come_with_the_advice_of_the_experiments(capsys):
-    note = "the levels of --sampler ddim for one step fewer"
+    note = "the levels of --sampler ddim --free-start"
     for options, said in ((("--sampler", "dpmpp_2m"), True), (("--sampler", "ddim"), False),
                           (("--sampler", "dpmpp_2m", "--metric", "kl"), False)):  # fmt: skip
         assert (note in run(capsys, "search", *SMALL, "--steps", "3", *options)[1]) == said

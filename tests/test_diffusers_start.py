@@ -46,17 +46,30 @@ def test_a_free_start_is_lower_where_that_is_better():
         assert free.value < 0.99 * fixed.value
 
 
-def test_levels_of_ddim_for_a_solver_with_a_memory():
+@pytest.mark.parametrize("options", [{}, {"min_spacing": 30}, {"visit": [700]}])
+def test_levels_of_ddim_for_a_solver_with_a_memory(options):
     """They stay what they are where the scheduler's own levels have the lesser divergence."""
     scheduler, _ = made("DPMSolverMultistep", {"final_sigmas_type": "zero"})
-    best = optimize(scheduler, WITH_MEAN, 6, free_start=True, levels_of="ddim", apply=True)
-    of_ddim, _ = made("DPMSolverMultistep", {"final_sigmas_type": "zero", "solver_order": 1})
-    fewer = optimize(of_ddim, WITH_MEAN, 5, free_start=True)
-    assert best.arguments["timesteps"] == [*fewer.arguments["timesteps"], 0]
+    best = optimize(scheduler, WITH_MEAN, 6, free_start=True, levels_of="ddim", apply=True, **options)
+    given = options | {"visit": sorted([0, *options.get("visit", [])])}
+    schedule, prior = best.reading.schedule, best.reading.prior
+    found = fastkl.search(WITH_MEAN, schedule, 6, "ddim", "w2", prior, free_start=True, prove=False, **given)
+    assert best.arguments["timesteps"] == found.timesteps.tolist()
+    assert best.arguments["timesteps"][-1] == 0
     assert best.origin == "ddim"
     assert best.value == pytest.approx(output_w2(scheduler, WITH_MEAN), rel=1e-4)
-    with pytest.raises(ValueError, match=r"^levels_of = .ddim.: must have 2 steps or more"):
-        optimize(scheduler, WITH_MEAN, 1, levels_of="ddim")
+
+
+def test_levels_of_ddim_are_refused_where_they_do_not_fit():
+    for name, options, message in (
+        ("DPMSolverMultistep", {"final_sigmas_type": "sigma_min"}, "DPMSolverMultistepScheduler must end at 0"),
+        ("UniPCMultistep", {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": 3.0},
+         "the schedule must have a lowest level above 0"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=f"^levels_of = .ddim.: {message}"):
+            optimize(made(name, options)[0], WITH_MEAN, 6, levels_of="ddim")
+    with pytest.raises(ValueError, match=r"^steps = 1: must be at least 2 with levels_of = .ddim."):
+        optimize(made("DPMSolverMultistep", {})[0], WITH_MEAN, 1, levels_of="ddim")
 
 
 def test_one_step_from_a_free_start():

@@ -100,12 +100,24 @@ def test_a_free_start_is_lower_where_that_is_better(name):
 
 
 @pytest.mark.parametrize("free", [False, True])
-def test_levels_of_ddim_are_those_of_euler_and_the_least_one(free):
-    of_euler = levels_for(5, WITH_MEAN, *ENDS, "sample_euler", free_start=free)
-    levels = levels_for(6, WITH_MEAN, *ENDS, "sample_dpmpp_2m", free_start=free, levels_of="ddim")
-    np.testing.assert_array_equal(levels, [*of_euler[:-1], ENDS[0], 0.0])
-    same = levels_for(5, WITH_MEAN, *ENDS, "sample_euler", free_start=free, levels_of="ddim")
-    np.testing.assert_array_equal(same, of_euler)
+@pytest.mark.parametrize("n", [2, 6, 40])
+def test_levels_of_ddim_are_the_best_of_euler_that_go_down_to_the_least_one(free, n):
+    levels = levels_for(n, WITH_MEAN, *ENDS, "sample_dpmpp_2m", free_start=free, levels_of="ddim")
+    assert levels[-2] == pytest.approx(ENDS[0], rel=1e-12)
+    assert levels.shape == (n + 1,)
+    assert (np.diff(levels) < 0).all()
+    assert free or levels[0] == pytest.approx(ENDS[1])
+
+    def value(levels):
+        return fastkl.divergence(WITH_MEAN, levels, "w2", prior="ve")
+
+    other = levels_for(n, WITH_MEAN, *ENDS, "sample_euler", free_start=free)
+    if n > 2:  # the least level costs little
+        fewer = levels_for(n - 1, WITH_MEAN, *ENDS, "sample_euler", free_start=free)
+        assert value(levels) <= value(fewer) * (1 + 1e-9)
+    assert value(other) <= value(levels)
+    same = levels_for(n, WITH_MEAN, *ENDS, "sample_euler", free_start=free, levels_of="ddim")
+    np.testing.assert_array_equal(same, other)
 
 
 def test_a_free_start_without_a_mean_is_warned_of():
@@ -135,9 +147,9 @@ def test_one_step_and_an_array_of_eigenvalues():
     ((5, SPECTRUM, *ENDS, "euler", "cpu", "l2"), ValueError, "metric = 'l2'"),
     ((1, SPECTRUM, *ENDS, "euler", "cpu", "w2", 1), TypeError, "free_start: must be True or False, got 1"),
     ((4, SPECTRUM, *ENDS, "heun", "cpu", "w2", False, "lms"), ValueError, "levels_of = 'lms': must be one of"),
-    ((1, SPECTRUM, *ENDS, "heun", "cpu", "w2", False, "ddim"), ValueError, "levels_of = 'ddim': must have 2 steps"),
-    ((40, SPECTRUM, 10.0, 10.1, "heun", "cpu", "w2", False, "ddim"), ValueError,
-     "levels_of = 'ddim': DDIM's own levels in 39 steps already go down to 10"),
+    ((1, SPECTRUM, *ENDS, "heun", "cpu", "w2", False, "ddim"), ValueError,
+     "steps = 1: must be at least 2 with levels_of = 'ddim'"),
+    ((1, SPECTRUM, *ENDS, "heun", "cpu", "w2", False, 3), TypeError, "levels_of"),
 ])  # fmt: skip
 def test_bad_input_is_named(arguments, error, message):
     with pytest.raises(error, match=message):

@@ -28,9 +28,11 @@ def print_report(report: dict[str, Any]) -> None:
         line("Standard schedules, and levels moved off the grid, do not keep to --visit and --min-spacing.")
     if report["sampler"] == "dpmpp_2m" and report["metric"] == "w2":
         line(
-            "For a trained network the levels of --sampler ddim for one step fewer, then the schedule's least level,"
+            "For trained networks the levels of --sampler ddim --free-start, with the schedule's lowest among them"
         )
-        line("were better: errors of dpmpp_2m that cancel for Gaussian data do not for images.")
+        line(
+            "(--visit), made better images: errors of dpmpp_2m that cancel for Gaussian data do not for images."
+        )
 
 
 def print_result(found: dict[str, Any]) -> None:

@@ -118,26 +118,32 @@ def of_ddim(
     metric: str,
     sampler: Sampler,
     prior: str,
+    *,
+    visit: Any = None,
     **options: Any,
 ) -> Found:
-    """Return the best levels of DDIM with one step fewer, then the lowest that the network knows.
+    """Return the best levels of DDIM that go down to the lowest that the network knows.
 
     From there the last step of a sampler with a memory, which is of order 1, has nothing to do. The errors of single
     steps of DDIM hardly cancel, so its levels suit networks better than those where such a sampler's errors do.
     """
-    if sampler.above_zero or steps < 2:
-        raise ValueError(
-            f"levels_of = 'ddim': must have 2 steps or more and a sampler that ends at 0, got {steps} and {sampler!r}"
-        )
-    result = search(data, schedule, steps - 1, "ddim", metric, prior, **options)
-    levels = result.sigmas if result.refined_sigmas is None else result.refined_sigmas
     low = lowest(schedule)
-    if not levels[-2] > low:
+    if not low > 0.0:
         raise ValueError(
-            f"levels_of = 'ddim': DDIM's own levels in {steps - 1} steps already go down to {low:.6g}, the lowest "
-            "level; must leave it for the last step"
+            "levels_of = 'ddim': the schedule must have a lowest level above 0; flow matching has none"
         )
-    return Found(np.append(levels[:-1], [low, 0.0]), "ddim", result)
+    if sampler.above_zero:
+        raise ValueError(
+            f"levels_of = 'ddim': must be of a sampler that ends at 0; {sampler.name} ends above"
+        )
+    if steps < 2:
+        raise ValueError(
+            f"steps = {steps}: must be at least 2 with levels_of = 'ddim', which visits the lowest level"
+        )
+    lowest_place = 0 if schedule.is_discrete else low
+    visited = [lowest_place] if visit is None else np.append(np.atleast_1d(visit), lowest_place)
+    result = search(data, schedule, steps, "ddim", metric, prior, visit=np.unique(visited), **options)
+    return Found(result.sigmas, "ddim", result)  # refined levels would leave the lowest one
 
 
 def lowest(schedule: NoiseSchedule) -> float:

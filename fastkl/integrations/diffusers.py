@@ -62,7 +62,7 @@ class Optimized:
         What the scheduler is.
     search : SearchResult
         What the search found: for the sampler itself, or for DDIM where the sampler needs a finite first level or a
-        last level above 0, or has more than 50 steps.
+        last level above 0, or has more than 50 steps, or `levels_of` says so.
     """
 
     arguments: dict[str, Any]
@@ -140,8 +140,10 @@ def optimize(
         networks and few steps. For classes that scale their first noise by the first level of the schedule: of those
         that take one all but EDMEulerScheduler.
     levels_of : {"sampler", "ddim"}
-        "ddim": levels of the least divergence of DDIM with one step fewer, then the lowest level of the table. For
-        DPM-Solver++ 2M and trained networks they were better than those of its own least divergence.
+        "ddim": the levels of DDIM's least divergence that go down to the lowest of the table. For DPM-Solver++ 2M and
+        the networks that were tried, with `free_start` and the effective spectrum, they made better images than
+        levels of its own least divergence, which may be far less: `value` and `shipped_value` then do not judge. Of no
+        effect where the sampler is DDIM; not for flow matching.
     apply : bool
         Whether to set the schedule on `scheduler` itself too.
     **options
@@ -191,6 +193,10 @@ def optimize(
     if boolean("free_start", free_start):
         check_start(reading, argument)
     own = reading.path(steps)
+    if levels_of == "ddim" and not own.levels[-1] == 0.0:
+        raise ValueError(
+            f"levels_of = 'ddim': {reading.name} must end at 0, got a last level of {own.levels[-1]:.6g}"
+        )
     found = best_levels(
         reading.schedule, data, steps, metric, reading.sampler(own), reading.prior,
         rival=rival_of(reading, own, steps), first=noisiest(reading, own), prove=prove, free_start=free_start,

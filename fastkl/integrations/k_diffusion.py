@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from fastkl._sampler_base import Sampler
-from fastkl._validation import boolean, integer, real_number
-from fastkl.integrations._levels import best_levels, with_variance
+from fastkl._validation import boolean, choice, integer, real_number
+from fastkl.integrations._levels import LEVELS_OF, best_levels, with_variance
 from fastkl.samplers import get
 from fastkl.schedule import NoiseSchedule
 from fastkl.spectrum import Spectrum
@@ -63,8 +63,9 @@ def get_sigmas_fastkl(
         Whether the first level is chosen too, for which the spectrum should have the data's mean: better for trained
         networks and few steps. Sampling must start from noise of standard deviation ``sigmas[0]``, not `sigma_max`.
     levels_of : {"sampler", "ddim"}
-        "ddim": levels of the least divergence of Euler's step with one step fewer, then `sigma_min`, which for
-        "sample_dpmpp_2m" and trained networks were better than those of its own least divergence.
+        "ddim": the levels of least divergence of Euler's step that go down to `sigma_min`. For "sample_dpmpp_2m" and
+        the networks that were tried, with `free_start` and the effective spectrum, they made better images than levels
+        of its own least divergence. Of no effect for Euler's step itself.
 
     Returns
     -------
@@ -154,6 +155,7 @@ def levels_for(
     rule = get(SAMPLERS.get(sampler, sampler) if isinstance(sampler, str) else sampler)
     data = with_variance(spectrum)
     free_start = boolean("free_start", free_start)
+    choice("levels_of", levels_of, LEVELS_OF)
     if n == 1 and not free_start and levels_of == "sampler":
         return np.array([high, 0.0])
     # x starts as noise of deviation sigmas[0]; even times of rho 7 resolve both ends

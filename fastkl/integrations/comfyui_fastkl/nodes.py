@@ -50,11 +50,11 @@ class FastklScheduler:
                 "spectrum_file": ("STRING", {"default": "", "tooltip": "written by `fastkl spectrum --out`, or "
                                              "eigenvalues as .npy, .csv or .txt; in place of the choice above"}),
                 "free_start": ("BOOLEAN", {"default": False, "tooltip": "choose the first level too, from an empty "
-                                           "latent; the spectrum should have the data's mean, as files and presets "
-                                           "have it"}),
+                                           "latent; the spectrum should have the data's mean, as presets and "
+                                           "files of `fastkl spectrum` have it"}),
                 "levels_of": (list(LEVELS_OF), {"default": "sampler", "tooltip": "ddim: the best levels of Euler's "
-                                                "step, one fewer, then the lowest; for dpmpp_2m and trained networks "
-                                                "better than those of its own least divergence"}),
+                                                "step that go down to the lowest; for dpmpp_2m with free_start, "
+                                                "better images in our experiments than its own best"}),
             },
         }  # fmt: skip
 
