@@ -238,6 +238,14 @@ def test_the_first_level_is_chosen_too_where_that_can_be_judged(capsys, tmp_path
     assert f"\nfirst level: {line}\n" in run(capsys, *arguments, *([option] if option else []))[1]
 
 
+def test_a_prior_that_costs_nothing_keeps_the_first_level(capsys):
+    report = document(
+        capsys, "search", "--spectrum", "digits", *SMALL[2:], "--steps", "3", "--prior", "exact"
+    )
+    assert report["free_start"] is False
+    assert report["first_level"] == "the schedule's (with --prior exact a lower one costs nothing)"
+
+
 def test_standards_may_break_the_constraints_and_it_is_said(capsys):
     note = "do not keep to --visit and --min-spacing"
     assert note not in run(capsys, "search", *SMALL, "--steps", "3")[1]

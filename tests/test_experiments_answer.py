@@ -93,12 +93,14 @@ def test_what_failed_is_left_out_and_named():
 
 def committed(name):
     """Rows of a setup by number of evaluations, those of the seed and count that has most strategies, and all."""
+    import answer
+
     rows = json.loads((HERE / "results" / f"samples-{name}.json").read_text(encoding="utf-8"))["rows"]
     groups = Counter((row["nfe"], row["count"], row["seed"]) for row in rows)
     largest = {nfe: max(n for key, n in groups.items() if key[0] == nfe) for nfe, _, _ in groups}
     tables = {}
     for (nfe, count, seed), size in groups.items():
-        if size == largest[nfe] >= 0.9 * max(largest.values()) and nfe not in tables:
+        if size == largest[nfe] >= answer.COMPLETE * max(largest.values()) and nfe not in tables:
             cell = [row for row in rows if (row["nfe"], row["count"], row["seed"]) == (nfe, count, seed)]
             tables[nfe] = [row for row in cell if "failed" not in row]
     return tables, [row for row in rows if "failed" not in row]
@@ -182,6 +184,16 @@ def test_the_answer_is_that_of_the_committed_results():
                 assert distances == {
                     strategy: pytest.approx(row[score], abs=1e-4) for strategy, row in same.items()
                 }
+
+
+def test_the_best_of_several_strategies_counts_cases_that_have_them_all():
+    import answer_text
+
+    parts = [{"a": 2.0, "b": 3.0, "a-from5": 1.5}, {"a": 4.0, "b": 1.0}, {"a": 1.0, "c": 1.0}]
+    names = ("a", "b", "a-from5")
+    assert answer_text.least_ratios(parts, names) == [1.5, 1.0]
+    assert answer_text.over_cases(parts, names, "cases") == "1.22 (1.50), 2 of 3 cases"
+    assert answer_text.over_cases(parts, ("d",), "cases") == ""
 
 
 def test_regret_is_over_strategies_that_all_setups_have():

@@ -241,6 +241,7 @@ def main() -> None:
     parser.add_argument("--check", action="store_true")
     arguments = parser.parse_args()
     setups = {name: summary(setup) for name, setup in sampling.SETUPS.items() if rows_of(name)}
+    setups = {name: setup for name, setup in setups.items() if setup["survey"]}
     result = {
         "setups": setups,
         "regret": {sampler: of_sampler(setups, sampler) for sampler in samplers(setups)},

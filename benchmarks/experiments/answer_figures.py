@@ -93,7 +93,8 @@ def correlation_figure(setups: dict[str, Any]) -> Any:
         survey = setup["survey"]
         predictors = list(next(iter(survey.values()))["correlation"])
         values = np.array(
-            [[part["correlation"][key]["fd_features"] for part in survey.values()] for key in predictors]
+            [[part["correlation"][key]["fd_features"] for part in survey.values()] for key in predictors],
+            dtype=float,
         )
         picture = axis.imshow(values, vmin=-1, vmax=1, cmap="RdBu", aspect="auto")
         for (row, column), value in np.ndenumerate(values):

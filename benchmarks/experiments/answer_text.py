@@ -71,9 +71,13 @@ HEADLINE: tuple[tuple[str, tuple[str, ...]], ...] = (
         "fastkl's levels for DDIM, one fewer, then the least level; covariance spectrum",
         ("search-w2-cov-free-ddim-low",),
     ),
-    ("CMA-ES on the measured distance, first level too (where run)", ("cma-fd-free", "cma-fd-free-plain")),
-    ("CMA-ES on the measured distance (where run)", ("cma-fd",)),
-    ("in hindsight: the best of Karras' laws, rho 3 or 7, first level 5, 10, 20, 40 or the model's", KARRAS),
+    ("CMA-ES on the measured distance, first level too, from fastkl's levels", ("cma-fd-free",)),
+    ("the same from a start that knows nothing of the data", ("cma-fd-free-plain",)),
+    ("CMA-ES on the measured distance, first level of the model", ("cma-fd",)),
+    (
+        "in hindsight: the best of Karras' laws, rho 3 or 7, first level 5 (where run), 10, 20, 40 or the model's",
+        KARRAS,
+    ),
     ("in hindsight: the best of exponential laws to 0.1 with those first levels", EXPONENTIAL),
     ("in hindsight: the best of tangent laws, gamma 1 or 2, with those first levels", TAN),
     ("Karras, rho = 7, from fastkl's first level", ("karras-7-start",)),
@@ -90,17 +94,21 @@ HEADLINE: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("fastkl, least `kl`, floor 0.01, first level chosen too", ("search-kl-cov-0.01-free",)),
     ("geodesic of `kl`, floor 0.01", ("geodesic-0.01",)),
 )
+HINDSIGHT = (
+    "in hindsight, the best of 25 choices without a spectrum (5 laws, first level 5 where run, 10, 20, 40 or the "
+    "model's)"
+)
 EVIDENCE = {
     "ddim": (
         ("least `w2`, effective spectrum, first level chosen too", ("search-w2-eff-free",)),
-        ("the same, covariance spectrum", ("search-w2-cov-free",)),
+        ("least `w2`, covariance spectrum, first level chosen too", ("search-w2-cov-free",)),
         (
             "tangent law with gamma and first level of least `w2`, effective spectrum",
             ("tangent-w2-eff-free",),
         ),
         ("least `w2`, effective spectrum, from the model's first level", ("search-w2-eff-0",)),
         (
-            "the best of 25 laws without a spectrum over five first levels, chosen in hindsight",
+            HINDSIGHT,
             KARRAS + EXPONENTIAL + TAN,
         ),
         ("Karras", ("karras-7",)),
@@ -112,13 +120,17 @@ EVIDENCE = {
             "level chosen too",
             ("search-w2-eff-free-ddim-low",),
         ),
-        ("the same, covariance spectrum", ("search-w2-cov-free-ddim-low",)),
+        (
+            "levels of least `w2` for DDIM with one evaluation fewer, then the least level; covariance spectrum, first "
+            "level chosen too",
+            ("search-w2-cov-free-ddim-low",),
+        ),
         (
             "least `w2` of DPM-Solver++ 2M itself, effective spectrum, first level chosen too",
             ("search-w2-eff-free",),
         ),
         (
-            "the best of 25 laws without a spectrum over five first levels, chosen in hindsight",
+            HINDSIGHT,
             KARRAS + EXPONENTIAL + TAN,
         ),
         ("Karras", ("karras-7",)),
@@ -139,23 +151,22 @@ def table(head: list[str], lines: list[list[str]]) -> str:
     return "\n".join(markdown_parts.table(head, lines))
 
 
+def mean_of(values: Iterable[float | None]) -> str:
+    """Mean of those that are there."""
+    found = [value for value in values if value is not None]
+    return f"{np.mean(found):.2f}" if found else ""
+
+
 def correlation_table(setup: Row) -> str:
     """Rank correlation with the features' distance, a line for each predictor, a column for each NFE."""
     survey = setup["survey"]
-    names = list(next(iter(survey.values()))["correlation"])
-    means = {
-        name: float(np.mean([part["correlation"][name]["fd_features"] for part in survey.values()]))
-        for name in names
-    }
     lines = []
-    for name in sorted(names, key=lambda name: -means[name]):
+    for name in next(iter(survey.values()))["correlation"]:
         parts = [part["correlation"][name] for part in survey.values()]
-        values = [f"{part['fd_features']:.2f} ({part['ratio']:.2f})" for part in parts]
-        laws = np.mean([part["laws"] for part in parts])
-        near = [part["near"] for part in parts if part["near"] is not None]
-        lines.append(
-            [name, f"{laws:.2f}", f"{means[name]:.2f}", f"{np.mean(near):.2f}" if near else "", *values]
-        )
+        values = [f"{mean_of([part['fd_features']])} ({part['ratio']:.2f})" for part in parts]
+        means = [mean_of(part[key] for part in parts) for key in ("laws", "fd_features", "near")]
+        lines.append([name, *means, *values])
+    lines.sort(key=lambda line: -float(line[2] or "-2"))
     return table(["predictor", "laws", "all", "near the best", *(f"NFE {nfe}" for nfe in survey)], lines)
 
 
@@ -210,24 +221,26 @@ def mean_and_worst(values: list[float]) -> str:
 
 
 def least_ratios(parts: list[dict[str, float]], strategies: tuple[str, ...]) -> list[float]:
-    """The best ratio of some strategies in every case that has one of them."""
-    found = [[part[name] for name in strategies if name in part] for part in parts]
-    return [min(values) for values in found if values]
+    """The best ratio of some strategies in every case that has them all; first level 5 may lack."""
+    needed = [name for name in strategies if not name.endswith("-from5")]
+    cases = [part for part in parts if all(name in part for name in needed)]
+    return [min(part[name] for name in strategies if name in part) for part in cases]
+
+
+def over_cases(parts: list[dict[str, float]], strategies: tuple[str, ...], unit: str) -> str:
+    """Mean and worst of the best ratio, and of how many cases where not of all; empty where of none."""
+    values = least_ratios(parts, strategies)
+    some = f", {len(values)} of {len(parts)} {unit}" if len(values) < len(parts) else ""
+    return mean_and_worst(values) + some if values else ""
 
 
 def headline(result: Row) -> str:
     """The README's table: distance over the least one of all choices, a column for each setup."""
     setups = result["setups"]
-    lines = []
-    for label, strategies in HEADLINE:
-        line = [label]
-        for setup in setups.values():
-            parts = [ratios(part) for part in setup["survey"].values()]
-            values = least_ratios(parts, strategies)
-            cell = mean_and_worst(values) if values else ""
-            missing = f", {len(values)} of {len(parts)} NFE" if 0 < len(values) < len(parts) else ""
-            line.append(cell + missing)
-        lines.append(line)
+    cases = [[ratios(part) for part in setup["survey"].values()] for setup in setups.values()]
+    lines = [
+        [label, *(over_cases(parts, strategies, "NFE") for parts in cases)] for label, strategies in HEADLINE
+    ]
     return evidence(result) + "\n\n" + table(["choice of levels", *map(heading, setups.items())], lines)
 
 
@@ -247,11 +260,8 @@ def evidence(result: Row) -> str:
             if setup["sampler"] == sampler
             for part in setup["survey"].values()
         ]
-        parts = []
-        for label, strategies in EVIDENCE[sampler]:
-            values = least_ratios(cases, strategies)
-            if len(values) == len(cases):
-                parts.append(f"{label} {mean_and_worst(values)}")
+        found = [(label, over_cases(cases, strategies, "cases")) for label, strategies in EVIDENCE[sampler]]
+        parts = [f"{label} {value}" for label, value in found if value]
         sentences.append(f"`{sampler}`, {len(cases)} cases (a network at one NFE each): {'; '.join(parts)}.")
     return "\n\n".join(sentences)
 

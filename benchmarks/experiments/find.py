@@ -10,6 +10,8 @@ at the tangent law with gamma = 1 from sigma = 20, which knows nothing of the da
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import measured
 import numpy as np
@@ -24,6 +26,7 @@ from store import RESULTS, Store
 
 from fastkl import discretize
 
+Floats = NDArray[np.float64]
 KEYS = ("strategy", "nfe")
 BEST = {"ddim": "search-w2-{}-free", "dpmpp_2m": "search-w2-{}-free-ddim-low"}  # where cma-fd-free starts
 PLAIN_START = 20.0
@@ -40,7 +43,7 @@ def keep(store: Store, strategy: str, nfe: int, found: searched.Found, s: strate
     )
 
 
-def main() -> None:
+def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -54,7 +57,26 @@ def main() -> None:
     )
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    arguments = parser.parse_args()
+    return parser.parse_args()
+
+
+def starts(
+    s: strategies.Situation, arguments: argparse.Namespace
+) -> Iterator[tuple[str, int, Callable[[], Floats], float | None]]:
+    """Of every search by CMA-ES its name, number of evaluations, first choice, and most of a first level that moves."""
+    high = s.schedule.sigma_max
+    best = strategies.all_of(s)[BEST[s.sampler].format("cov" if s.effective is None else "eff")]
+    tangent = partial(discretize.tangent, s.schedule, gamma=1.0, sigma_min=0.0)
+    for nfe in arguments.cma:
+        yield "cma-fd", nfe, partial(tangent, steps=nfe), None
+    for nfe in arguments.cma_free:
+        yield "cma-fd-free", nfe, partial(best, nfe), high
+    for nfe in arguments.cma_plain:
+        yield "cma-fd-free-plain", nfe, partial(tangent, steps=nfe, sigma_max=PLAIN_START), high
+
+
+def main() -> None:
+    arguments = parsed()
     torch.set_num_threads(1)
     setup = sampling.SETUPS[arguments.setup]
     images = setup.images()
@@ -72,24 +94,14 @@ def main() -> None:
     model = sampling.ready(setup, device=arguments.device, compiled=arguments.compile)
     run, scorer = sampling.runner(setup, model, arguments.device), scores.Scorer(images)
 
-    def distance(sigmas: NDArray[np.float64]) -> float:
+    def distance(sigmas: Floats) -> float:
         levels = strategies.levels(s, lambda _: sigmas, len(sigmas) - 1)
         drawn = sampling.samples(run, levels, shape, searched.DRAWN, searched.SEED, arguments.device)
         return scorer.quick(drawn)
 
-    for nfe in arguments.cma:
-        if store.missing([{"strategy": "cma-fd", "nfe": nfe}]):
-            start = discretize.tangent(s.schedule, nfe, gamma=1.0, sigma_min=0.0)
-            keep(store, "cma-fd", nfe, searched.cma_fd(distance, start), s)
-    for nfe in arguments.cma_free:
-        if store.missing([{"strategy": "cma-fd-free", "nfe": nfe}]):
-            name = BEST[setup.sampler].format("cov" if s.effective is None else "eff")
-            start = strategies.all_of(s)[name](nfe)
-            keep(store, "cma-fd-free", nfe, searched.cma_fd(distance, start, s.schedule.sigma_max), s)
-    for nfe in arguments.cma_plain:
-        if store.missing([{"strategy": "cma-fd-free-plain", "nfe": nfe}]):
-            start = discretize.tangent(s.schedule, nfe, gamma=1.0, sigma_min=0.0, sigma_max=PLAIN_START)
-            keep(store, "cma-fd-free-plain", nfe, searched.cma_fd(distance, start, s.schedule.sigma_max), s)
+    for strategy, nfe, start, most in starts(s, arguments):
+        if store.missing([{"strategy": strategy, "nfe": nfe}]):
+            keep(store, strategy, nfe, searched.cma_fd(distance, start(), most), s)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@ trajectory-dp     dynamic programming on trajectories, written from the descript
                   teacher's first and last state; the sum over the jumps is minimised, later jumps weighing more.
 trajectory-dp-l2  the same with the distance between the jump's end and the teacher's state as the cost.
 cma-fd            CMA-ES on the Frechet distance of the features itself, from 1,000 samples of a seed of its own.
-cma-fd-free       the same with the first level moved too.
+cma-fd-free       the same with the first level moved too, from fastkl's levels.
+cma-fd-free-plain the same from the tangent law with gamma = 1 from sigma = 20.
 """
 
 from __future__ import annotations

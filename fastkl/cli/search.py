@@ -28,11 +28,11 @@ from fastkl.spectrum import Spectrum
 
 __all__ = ["DESCRIPTION", "SUMMARY", "add_arguments", "run"]
 
-SUMMARY = "find the best noise levels for a number of steps, and prove it"
+SUMMARY = "find the best noise levels for a number of steps, and prove it where that can be done"
 DESCRIPTION = (
     "Finds the N levels of a noise schedule with the least divergence of DDIM's samples from Gaussian data of the "
-    "given spectrum, among all choices, and proves it; for other samplers, by a local search that proves nothing. "
-    "Prints them ready to paste, beside the standard schedules."
+    "given spectrum, among all choices, and proves it where it can (oftener with --no-free-start); for other samplers, "
+    "by a local search that proves nothing. Prints them ready to paste, beside the standard schedules."
 )
 
 GRID = 1000
@@ -153,6 +153,8 @@ def first_level(arguments: argparse.Namespace, spectrum: Spectrum) -> tuple[bool
         return arguments.free_start, said
     if arguments.metric != "w2":
         return False, f"the schedule's (it is chosen for w2, not for {arguments.metric}, unless --free-start)"
+    if arguments.prior == "exact":
+        return False, "the schedule's (with --prior exact a lower one costs nothing)"
     if spectrum.mean is None:
         return False, "the schedule's (the spectrum has no mean, so a lower one cannot be judged)"
     return True, "chosen too (of least w2, --no-free-start keeps the schedule's)"

@@ -26,7 +26,7 @@ def print_report(report: dict[str, Any]) -> None:
         print_standards(found, report["free_start"])
     if report["visit"] is not None or report["min_spacing"] > 1:
         line("Standard schedules, and levels moved off the grid, do not keep to --visit and --min-spacing.")
-    if report["sampler"] == "dpmpp_2m" and report["metric"] == "w2":
+    if report["sampler"] == "dpmpp_2m" and report["metric"] == "w2" and report["prior"] != "flow":
         line(
             "For trained networks the levels of --sampler ddim --free-start, with the schedule's lowest among them"
         )
