@@ -58,6 +58,7 @@ TAN = tuple(f"tan-{g}-to0{end}" for g in (1, 2) for end in ("", *(f"-{first}" fo
 # A line of the README's table: what it is called, and the strategies, of which the best is taken in every case.
 HEADLINE: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("fastkl, least `w2`, effective spectrum, first level chosen too", ("search-w2-eff-free",)),
+    ("the same, no higher than the network is of use", ("search-w2-eff-free-useful",)),
     ("fastkl, least `w2`, covariance spectrum, first level chosen too", ("search-w2-cov-free",)),
     ("tangent law, gamma and first level of least `w2`, effective spectrum", ("tangent-w2-eff-free",)),
     ("tangent law, gamma and first level of least `w2`, covariance spectrum", ("tangent-w2-cov-free",)),
@@ -100,6 +101,10 @@ HINDSIGHT = (
 )
 EVIDENCE = {
     "ddim": (
+        (
+            "least `w2`, effective spectrum, first level chosen too, no higher than the network is of use",
+            ("search-w2-eff-free-useful",),
+        ),
         ("least `w2`, effective spectrum, first level chosen too", ("search-w2-eff-free",)),
         ("least `w2`, covariance spectrum, first level chosen too", ("search-w2-cov-free",)),
         (
