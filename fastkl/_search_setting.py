@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -191,7 +193,7 @@ def several(spectrum: Any) -> bool:
 
 
 def warn_of_missing_mean(spectrum: Any) -> None:
-    """Warn the caller of the public function that calls this, where the first level is chosen, of a mean not given."""
+    """Warn the caller of the library, where the first level is chosen, of a mean not given."""
     names = [f"spectrum[{i}]" for i in range(len(spectrum))] if several(spectrum) else ["spectrum"]
     for name, one in zip(names, spectrum if several(spectrum) else [spectrum], strict=True):
         if not isinstance(one, Spectrum) or one.mean is None:
@@ -199,9 +201,18 @@ def warn_of_missing_mean(spectrum: Any) -> None:
                 f"free_start = True: {name} has no mean, which counts as 0 then, and the first level may come out far "
                 "too low; pass Spectrum(..., mean=...), of zeros where the mean is 0",
                 UserWarning,
-                stacklevel=3,
+                stacklevel=level_outside(),
             )
             return
+
+
+def level_outside() -> int:
+    """Return the stack level, for a warning that its caller gives, of the first frame outside this package."""
+    package = str(Path(__file__).parent)
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(package):
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def weights_of(spectrum: Any, weights: ArrayLike | None) -> Array:

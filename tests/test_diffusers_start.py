@@ -91,3 +91,4 @@ def test_a_free_start_without_a_mean_is_warned_of():
         optimize(made("EulerDiscrete", {})[0], fastkl.Spectrum.power_law(40, 1.0), 5, free_start=True)
     messages = [str(warning.message) for warning in caught]
     assert [text.startswith("free_start = True: spectrum has no mean") for text in messages] == [True]
+    assert caught[0].filename == __file__  # who calls the library, not the library

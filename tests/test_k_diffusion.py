@@ -124,6 +124,7 @@ def test_a_free_start_without_a_mean_is_warned_of():
     with pytest.warns(UserWarning, match="^free_start = True: spectrum has no mean") as caught:
         get_sigmas_fastkl(4, SPECTRUM, *ENDS, free_start=True)
     assert len(caught) == 1
+    assert caught[0].filename == __file__  # who calls the library, not the library
 
 
 def test_the_metric_and_the_sampler_matter():

@@ -134,7 +134,8 @@ def optimize(
     mu : float, optional
         Of dynamic shifting, as in `read`.
     prove : bool
-        Whether to prove that no choice is better, as in `fastkl.search`; seconds for `w2`.
+        Whether to prove that no choice is better, as in `fastkl.search`; seconds for `w2`, some ten with
+        `free_start`.
     free_start : bool
         Whether the first level is chosen too, for which the spectrum should have the data's mean: better for trained
         networks and few steps. For classes that scale their first noise by the first level of the schedule: of those
@@ -164,9 +165,10 @@ def optimize(
     -----
     The levels are those of `fastkl.search` for the scheduler's own sampler. With `prove` they are proved for DDIM and
     Euler's step, and for "heun", "flow_heun", "dpm_2" and "dpmpp_2s" with `kl`, `reverse_kl` and `jeffreys`, not with
-    `w2`. For all others, up to 50 steps, they are a local optimum, found in about a second, and the scheduler's own
-    levels and the families of `fastkl rank` compete with it. Best levels of samplers with a memory may be neighbours,
-    or make errors cancel that a network does not make: `min_spacing` keeps them apart.
+    `w2`. For all others, up to 50 steps, they are a local optimum, found in a second or so (some ten at 50), and the
+    scheduler's own levels and the families of `fastkl rank` compete with it. Best levels of samplers with a memory may
+    be neighbours, or make errors cancel that a network does not make: `min_spacing` keeps them apart, and `levels_of`
+    avoids them.
 
     `value` is that of the scheduler as it then runs: sampler, prior, last step and the timesteps that it tells the
     network. Schedules for flow matching are as they are before the shift, which the scheduler applies.
