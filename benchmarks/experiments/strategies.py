@@ -208,7 +208,9 @@ def by_errors(s: Situation) -> dict[str, Choose]:
     for metric in METRICS:
         for floor in FLOORS:
             found[f"search-{metric}-eff-{floor:g}"] = partial(searched, s, s.spectrum("eff", floor), metric)
-    found["search-kl-eff-0.1-free"] = partial(searched_start, s, "eff", s.useful_max, metric="kl", floor=0.1)
+    found["search-kl-eff-0.1-free-useful"] = partial(
+        searched_start, s, "eff", s.useful_max, metric="kl", floor=0.1
+    )
     found["karras-7-start"] = partial(from_start, s, partial(discretize.karras, rho=7.0))
     found["tan-1-to0-start"] = partial(from_start, s, partial(discretize.tangent, gamma=1.0, sigma_min=0.0))
     return found | laws_by_metric(s, "eff")
