@@ -36,7 +36,7 @@ LINES = {
     "search-w2-eff-free": ("best w2, effective, first level too", "black"),
     "search-w2-eff-free-ddim-low": ("best w2 of DDIM, one fewer, then the least level", "magenta"),
     "tan-2-to0-from20": ("tan, gamma 2, from sigma 20", "gold"),
-    "karras-3-from20": ("Karras, rho 3, from sigma 20", "saddlebrown"),
+    "karras-3-from20": ("Karras, rho 3, from sigma 20", "limegreen"),
 }
 SHOWN = (4, 6, 10)
 SPECTRA = {"cov": ("covariance", "C0"), "eff": ("effective", "C2")}
