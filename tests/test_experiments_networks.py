@@ -268,7 +268,7 @@ def test_levels_for_a_solver_with_a_memory_are_those_of_ddim_and_the_least_one()
 def test_the_search_for_a_first_level_is_run_once(monkeypatch):
     import strategies
 
-    spectrum = fastkl.Spectrum([1.0, 0.1, 0.01], counts=[5, 20, 39])
+    spectrum = fastkl.Spectrum([1.0, 0.1, 0.01], counts=[5, 20, 39], mean=np.zeros(3))
     s = strategies.Situation(fastkl.NoiseSchedule.edm(0.002, 80.0), "ddim", spectrum, spectrum, 0.6, 20.0)
     choices, search, calls = strategies.all_of(s), fastkl.search, []
     monkeypatch.setattr(fastkl, "search", lambda *args, **kwargs: calls.append(1) or search(*args, **kwargs))
