@@ -194,8 +194,12 @@ def several(spectrum: Any) -> bool:
 
 def warn_of_missing_mean(spectrum: Any) -> None:
     """Warn the caller of the library, where the first level is chosen, of a mean not given."""
-    names = [f"spectrum[{i}]" for i in range(len(spectrum))] if several(spectrum) else ["spectrum"]
-    for name, one in zip(names, spectrum if several(spectrum) else [spectrum], strict=True):
+    named = (
+        {f"spectrum[{i}]": one for i, one in enumerate(spectrum)}
+        if several(spectrum)
+        else {"spectrum": spectrum}
+    )
+    for name, one in named.items():
         if not isinstance(one, Spectrum) or one.mean is None:
             warnings.warn(
                 f"free_start = True: {name} has no mean, which counts as 0 then, and the first level may come out far "

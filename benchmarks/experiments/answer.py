@@ -118,14 +118,13 @@ def predictions(setup: sampling.Setup, s: strategies.Situation, table: dict[str,
             fastkl.divergence(s.spectrum(spectrum, floor), levels, metric, sampler, prior, rtol=1e-6)
         )
 
-    spectra = ("cov",) if s.effective is None else ("cov", "eff")
     found = {
         f"{metric}-{spectrum}-{floor:g}": values(spectrum, metric, floor, setup.sampler)
         for spectrum, metric, floor in PREDICTORS
-        if spectrum in spectra
+        if spectrum in s.spectra
     }
     if setup.sampler != "ddim":
-        found |= {f"w2-{spectrum}-0-as-ddim": values(spectrum, "w2", 0.0, "ddim") for spectrum in spectra}
+        found |= {f"w2-{spectrum}-0-as-ddim": values(spectrum, "w2", 0.0, "ddim") for spectrum in s.spectra}
     return found
 
 

@@ -37,6 +37,11 @@ class Situation:
     sigma_data: float
     useful_max: float  # greatest level at which the model beats the mean of the data
 
+    @property
+    def spectra(self) -> tuple[str, ...]:
+        """Names of the spectra that there are."""
+        return ("cov",) if self.effective is None else ("cov", "eff")
+
     def spectrum(self, name: str, floor: float) -> Spectrum:
         """The covariance spectrum or the effective one, with a floor."""
         found = self.covariance if name == "cov" else self.effective
@@ -178,7 +183,7 @@ def for_memory(s: Situation) -> dict[str, Choose]:
     """Levels for DPM-Solver++ 2M that its own w2 does not choose."""
     found: dict[str, Choose] = {}
     most, ddim = s.schedule.sigma_max, replace(s, sampler="ddim")
-    for name in ("cov", "eff") if s.effective is not None else ("cov",):
+    for name in s.spectra:
         search, tangent = partial(searched_start, ddim, name, most), partial(tangent_start, ddim, name, most)
         found[f"search-w2-{name}-free-ddim"] = search
         found[f"search-w2-{name}-free-ddim-low"] = partial(then_least, s.schedule, search)
